@@ -1,0 +1,1 @@
+"""Engines as processes: settings to argv, lifecycle, supervision, leases, diagnosis. Never a web framework."""

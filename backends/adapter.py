@@ -1,0 +1,126 @@
+"""The engine contract: what the supervisor needs to know of an engine, and nothing it does to one.
+
+An adapter is pure: settings in, descriptions out. It starts nothing, restarts nothing and keeps no state. What it
+describes runs once; whether it runs again is the supervisor's to decide. By the time the process it describes is
+gone, everything that process started is gone too: the shim sees to that, so an adapter never has to.
+
+A new engine is one module in `backends/engines`, one row in `backends.engines.ADAPTERS`, one row in the contract
+suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from backends.address import Address
+from backends.diagnosis import Diagnosis, ExitStatus
+from backends.settings import BackendSettings, EngineSettings, Timing
+
+Body = dict[str, Any]
+"""A JSON object we pass on and do not interpret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request to an engine. *target* is the whole path, *body* None for a GET."""
+
+    method: str
+    target: str
+    body: Body | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How to see that an engine can answer: *health* says it listens, *proof* must bring back one real token.
+
+    *proof_pointer* is the path into the answer that must hold a value: ``("choices", 0)``.
+    """
+
+    health: Call
+    proof: Call
+    proof_pointer: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """One run of an engine. *argv* is empty for an address we do not own: nothing is started, only probed.
+
+    *env* is added to the inherited environment and *env_removed* taken from it. *stop_grace_s* is the time from TERM
+    to KILL in seconds.
+    """
+
+    address: Address
+    probe: Probe
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    env_removed: tuple[str, ...] = ()
+    stop_grace_s: float = 10.0
+    authorization: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeRequest:
+    """What `/tokenize` was asked: a *prompt*, or *messages* to be rendered first."""
+
+    prompt: str | None
+    messages: list[Any] | None
+    add_special_tokens: bool
+    add_generation_prompt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeAnswer:
+    """Token ids as the engine counts them; *context_length* in tokens, None where the engine does not say."""
+
+    tokens: list[int]
+    context_length: int | None = None
+
+
+TokenizePlan = Generator[Call, Body, TokenizeAnswer]
+"""Calls out, answers in, without any I/O: whoever drives it does the sending."""
+
+
+class Unsupported(Exception):
+    """The engine has no such thing; the message says what, for the client."""
+
+
+class Adapter(Protocol):
+    """One engine, described."""
+
+    @property
+    def engine(self) -> str:
+        """The word used in the configuration."""
+
+    @property
+    def endpoints(self) -> frozenset[str]:
+        """Paths below the base path this engine serves, without a leading slash: ``chat/completions``."""
+
+    def default_command(self) -> tuple[str, ...]:
+        """The command when the configuration names none."""
+
+    def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
+        """A command that prints the engine's version and ends, None when there is nothing to run."""
+
+    def weights_problem(self, weights: Path) -> str | None:
+        """What is wrong with *weights* for this engine, in a sentence, as far as a look at the files can tell."""
+
+    def problems(self, backend: BackendSettings) -> Sequence[str]:
+        """What is wrong with the settings themselves, a sentence each; empty when all is well."""
+
+    def timing(self, timing: Timing) -> Timing:
+        """The clocks of a backend's life, where this engine needs other ones than the configured."""
+
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
+        """The run that would serve *backend* at *place*."""
+
+    def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
+        """Why a run ended, from its exit status and the last lines of its log."""
+
+    def phase(self, line: str) -> str | None:
+        """What a starting engine is doing, when *line* of its log says so: ``loading weights``."""
+
+    def tokenize(self, request: TokenizeRequest) -> TokenizePlan:
+        """The calls that tokenise. Raises Unsupported."""

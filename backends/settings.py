@@ -1,0 +1,71 @@
+"""What an operator says of one backend and of its engine, as the backends package reads it: frozen and validated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+ArgValue = bool | int | float | str | tuple[int | float | str, ...]
+"""One engine option: true is the bare flag, false leaves the flag out, a tuple is several values after one flag."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How one engine is started on this machine. An empty *command* means the adapter's default."""
+
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    socket: Literal["unix", "tcp"] = "unix"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Every clock of a backend's life, in seconds."""
+
+    start_stall_timeout_s: float = 300.0
+    """A start that prints nothing and reads nothing for this long has stalled."""
+    start_timeout_s: float = 1800.0
+    """The hard cap of one start."""
+    stop_grace_s: float | None = None
+    """From TERM to KILL; None means the adapter's own figure for its engine."""
+    drain_timeout_s: float = 30.0
+    """How long a stop waits for running requests."""
+    backoff_base_s: float = 10.0
+    backoff_max_s: float = 300.0
+    backoff_reset_s: float = 600.0
+    """READY for this long clears the record of earlier crashes."""
+    max_failed_starts: int = 5
+    """So many starts in a row that never got READY: FAILED until somebody asks again."""
+    health_interval_s: float = 10.0
+    health_timeout_s: float = 10.0
+    health_failures: int = 3
+    """So many failed health checks in a row: the backend is recycled."""
+    probe_timeout_s: float = 120.0
+    """How long the one real token of the readiness probe may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """One configured engine process, or one address we do not own.
+
+    *name* is the public model name; the engine serves under *served_name*. *weights* is a file or folder, None for an
+    external backend. *context_length* is in tokens per request, None leaves the engine's default.
+    """
+
+    name: str
+    engine: str
+    weights: Path | None = None
+    url: str = ""
+    api_key: str = ""
+    served_name: str = ""
+    args: Mapping[str, ArgValue] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    context_length: int | None = None
+    template_file: Path | None = None
+    on_demand: bool = False
+    idle_unload_s: float | None = None
+    readiness: Literal["generate", "embed", "models"] = "generate"
+    """What proves READY: one generated token, one embedding, or (external only) the model list."""
+    timing: Timing = field(default_factory=Timing)
