@@ -1,0 +1,12 @@
+"""The engines there are: one adapter each, independent of one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from backends.adapter import Adapter
+from backends.engines.external import External
+from backends.engines.llamacpp import LlamaCpp
+from backends.engines.vllm import Vllm
+
+ADAPTERS: Mapping[str, Adapter] = {adapter.engine: adapter for adapter in (Vllm(), LlamaCpp(), External())}

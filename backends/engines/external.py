@@ -1,0 +1,101 @@
+"""An OpenAI-compatible address that somebody else runs: probed and routed to, never started or stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from backends.adapter import (
+    Call,
+    LaunchSpec,
+    Probe,
+    TokenizePlan,
+    TokenizeRequest,
+    Unsupported,
+)
+from backends.address import Address
+from backends.diagnosis import Diagnosis, ExitStatus
+from backends.settings import BackendSettings, EngineSettings, Timing
+
+ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
+
+
+SILENCE_S = 10.0
+"""An address that has not answered for this long is down."""
+
+
+class External:
+    """The adapter of an address we do not own."""
+
+    engine = "external"
+    endpoints = ENDPOINTS
+
+    def default_command(self) -> tuple[str, ...]:
+        """There is nothing to run."""
+        return ()
+
+    def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
+        """There is nothing to ask."""
+        return None
+
+    def weights_problem(self, weights: Path) -> str | None:
+        """Weights are the other side's affair."""
+        return None
+
+    def problems(self, backend: BackendSettings) -> Sequence[str]:
+        """Settings that need a process of ours."""
+        fields = {"args": backend.args, "env": backend.env, "template": backend.template_file}
+        return tuple(
+            f"{name}: has no effect on an external backend, which the gateway does not start"
+            for name, value in fields.items()
+            if value
+        )
+
+    def timing(self, timing: Timing) -> Timing:
+        """An address is there or not, at once; and since we cannot start it, we never stop looking for it."""
+        stall_s = min(timing.start_stall_timeout_s, SILENCE_S)
+        return replace(timing, start_stall_timeout_s=stall_s, max_failed_starts=sys.maxsize)
+
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
+        """No argv; the address of the configured URL instead of *place*."""
+        address = address_of(backend.url)
+        base, model = address.base_path, backend.served_name or backend.name
+        models = Call("GET", f"{base}/models")
+        if backend.readiness == "models":
+            probe = Probe(models, models, ("data",))
+        elif backend.readiness == "embed":
+            body = {"model": model, "input": "Hi"}
+            probe = Probe(models, Call("POST", f"{base}/embeddings", body), ("data", 0, "embedding", 0))
+        else:
+            messages = [{"role": "user", "content": "Hi"}]
+            proof = Call("POST", f"{base}/chat/completions", {"model": model, "messages": messages, "max_tokens": 1})
+            probe = Probe(models, proof, ("choices", 0, "message"))
+        authorization = f"Bearer {backend.api_key}" if backend.api_key else ""
+        return LaunchSpec(address=address, probe=probe, stop_grace_s=1.0, authorization=authorization)
+
+    def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
+        """We let go of it; nothing ended."""
+        return Diagnosis("unreachable", "The external address does not answer.", "Check its url and that it runs.")
+
+    def phase(self, line: str) -> str | None:
+        """It has no log of ours."""
+        return None
+
+    def tokenize(self, request: TokenizeRequest) -> TokenizePlan:
+        """Not part of the OpenAI API."""
+        raise Unsupported("an external backend offers no tokenisation")
+
+
+def address_of(url: str) -> Address:
+    """``http://127.0.0.1:9000/v1`` as an Address; the path is what stands before ``/chat/completions``."""
+    parts = urlsplit(url)
+    tls = parts.scheme == "https"
+    return Address(
+        host=parts.hostname or "",
+        port=parts.port or (443 if tls else 80),
+        tls=tls,
+        base_path=parts.path.rstrip("/"),
+    )

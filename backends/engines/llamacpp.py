@@ -1,0 +1,187 @@
+"""llama.cpp: its own server from the `xllamacpp` wheel, or a `llama-server` binary when the configuration names one.
+
+Verified with xllamacpp 2026.10.11549 (llama.cpp build 11549). Sources below name files of
+https://github.com/ggml-org/llama.cpp at b11434.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backends.adapter import (
+    Call,
+    LaunchSpec,
+    Probe,
+    TokenizeAnswer,
+    TokenizePlan,
+    TokenizeRequest,
+)
+from backends.address import Address
+from backends.argv import flags, owned_problems
+from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.weights import gguf_problem
+
+STOP_GRACE_S = 10.0
+
+ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
+
+EMBEDDED = "backends.engines.llamacpp_server"
+
+OWNED = {
+    "model": "write models.<name>.weights",
+    "m": "write models.<name>.weights",
+    "alias": "the public name is the key under models:",
+    "host": "engines listen for the gateway only",
+    "port": "write engines.llamacpp.socket: tcp for a port, which the gateway chooses",
+    "api-key": "keys are checked by the gateway: write gateway.keys",
+    "ctx-size": "write models.<name>.context_length, in tokens per request",
+    "c": "write models.<name>.context_length, in tokens per request",
+    "chat-template": "write models.<name>.template: {from: FILE}",
+    "chat-template-file": "write models.<name>.template: {from: FILE}",
+}
+
+PATTERNS = (
+    pattern(
+        "bad_option",
+        r"error: (?P<message>(unrecognized arguments|argument|invalid argument|unknown argument).*)",
+        "llama.cpp refused its command line: {message}.",
+        "Correct the model's args.",
+        source="argparse in llamacpp_server; common/arg.cpp 'error: invalid argument: '",
+    ),
+    pattern(
+        "engine_missing",
+        r"No module named 'xllamacpp'",
+        "The embedded llama.cpp is not installed.",
+        "Run: pip install 'unigate[llamacpp]', or name a llama-server binary in engines.llamacpp.command.",
+        source="CPython 3.11",
+    ),
+    pattern(
+        "out_of_memory",
+        r"(failed to allocate|unable to allocate|cudaMalloc failed: out of memory|ErrorOutOfDeviceMemory)",
+        "llama.cpp could not allocate memory for the model or its context.",
+        "Lower context_length or args.parallel, or args.n-gpu-layers when the GPU is too small.",
+        source="ggml/src/ggml-backend.cpp, ggml/src/ggml-cuda/ggml-cuda.cu",
+    ),
+    pattern(
+        "bad_template",
+        r"(failed to parse|error parsing) (chat|jinja) template",
+        "llama.cpp could not parse the chat template.",
+        "Correct models.<name>.template.",
+        source="common/chat.cpp",
+    ),
+    pattern(
+        "weights_missing",
+        r"failed to open GGUF file '(?P<path>[^']*)'",
+        "llama.cpp could not open {path}.",
+        "Correct the model's weights.",
+        source="ggml/src/gguf.cpp, seen with build 11549",
+    ),
+    pattern(
+        "weights_unreadable",
+        r"(error loading model|failed to load model)",
+        "llama.cpp could not read the weights.",
+        "Check that the GGUF file is whole and that this llama.cpp knows its architecture.",
+        source="src/llama.cpp, tools/server/server-context.cpp, seen with build 11549",
+    ),
+)
+
+PHASES = (
+    ("load_tensors", "loading weights"),
+    ("llama_kv_cache", "allocating the cache"),
+    ("warming up the model", "warming up"),
+    ("listening on", "starting the server"),
+)
+
+
+class LlamaCpp:
+    """The adapter of llama.cpp."""
+
+    engine = "llamacpp"
+    endpoints = ENDPOINTS
+
+    def default_command(self) -> tuple[str, ...]:
+        """The embedded server, in the gateway's own Python."""
+        return (sys.executable, "-m", EMBEDDED)
+
+    def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
+        """Both forms print their version and end."""
+        return (*(engine.command or self.default_command()), "--version")
+
+    def weights_problem(self, weights: Path) -> str | None:
+        """One GGUF file."""
+        return gguf_problem(weights)
+
+    def problems(self, backend: BackendSettings) -> Sequence[str]:
+        """Options that are the gateway's to set."""
+        return tuple(owned_problems(backend.args, OWNED, "llama.cpp"))
+
+    def timing(self, timing: Timing) -> Timing:
+        """As configured."""
+        return timing
+
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
+        """One server process with as many slots as ``args.parallel`` says, else one."""
+        argv = [*(engine.command or self.default_command())]
+        argv += ["--model", str(backend.weights), "--alias", backend.name]
+        argv += ["--host", place.uds] if place.uds else ["--host", place.host, "--port", str(place.port)]
+        argv += ["--jinja", "--metrics", "--no-webui"]
+        if backend.context_length is not None:
+            # The flag's figure is shared by all slots (tools/server/README.md, "--ctx-size").
+            argv += ["--ctx-size", str(backend.context_length * _slots(backend))]
+        if backend.template_file is not None:
+            argv += ["--chat-template-file", str(backend.template_file)]
+        argv += flags(backend.args)
+        return LaunchSpec(
+            address=place,
+            probe=_probe(backend),
+            argv=tuple(argv),
+            env={**engine.env, **backend.env},
+            stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
+        )
+
+    def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
+        """llama.cpp names its reason within the last lines."""
+        return diagnose(PATTERNS, status, tail)
+
+    def phase(self, line: str) -> str | None:
+        """What a starting llama.cpp says it is doing."""
+        return next((phase for text, phase in PHASES if text in line), None)
+
+    def tokenize(self, request: TokenizeRequest) -> TokenizePlan:
+        """Messages are rendered by /apply-template first; special tokens in the text are parsed as the chat path does.
+
+        Source: tools/server/README.md, "POST /tokenize" and "POST /apply-template".
+        """
+        prompt = request.prompt
+        if request.messages is not None:
+            body: dict[str, Any] = {"messages": request.messages}
+            if not request.add_generation_prompt:
+                body["add_generation_prompt"] = False
+            prompt = (yield Call("POST", "/apply-template", body))["prompt"]
+        answer = yield Call(
+            "POST",
+            "/tokenize",
+            {"content": prompt, "add_special": request.add_special_tokens, "parse_special": True},
+        )
+        return TokenizeAnswer(list(answer["tokens"]))
+
+
+def _slots(backend: BackendSettings) -> int:
+    for name in ("parallel", "np"):
+        value = backend.args.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 1
+
+
+def _probe(backend: BackendSettings) -> Probe:
+    health = Call("GET", "/health")
+    if backend.readiness == "embed":
+        body: dict[str, Any] = {"model": backend.name, "input": "Hi"}
+        return Probe(health, Call("POST", "/v1/embeddings", body), ("data", 0, "embedding", 0))
+    body = {"model": backend.name, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
+    return Probe(health, Call("POST", "/v1/completions", body), ("choices", 0, "text"))

@@ -1,0 +1,121 @@
+"""llama.cpp's own HTTP server as a child process, from the `xllamacpp` wheel; takes llama-server's flags.
+
+    python -m backends.engines.llamacpp_server --model FILE.gguf --host /run/x.sock --alias NAME
+
+The flags are a subset of those of ``llama-server --help`` (llama.cpp common/arg.cpp, build 11549), so that one
+argv serves both this module and a `llama-server` binary. A host that ends in ``.sock`` is a Unix socket, as there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+EXIT_NOT_STARTED = 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Its destinations are paths into xllamacpp's CommonParams."""
+    p = argparse.ArgumentParser(prog="llamacpp_server", description=__doc__, allow_abbrev=False)
+
+    def option(*names: str, to: str, kind: Callable[[str], Any] = str) -> None:
+        p.add_argument(*names, dest=to, type=kind, default=None)
+
+    def switch(name: str, *, to: str, value: bool = True) -> None:
+        p.add_argument(name, dest=to, action="store_const", const=value, default=None)
+
+    p.add_argument("--version", action="store_true")
+    option("--model", "-m", to="model.path")
+    option("--alias", "-a", to="alias")
+    option("--host", to="host")
+    option("--port", to="port", kind=int)
+    option("--ctx-size", "-c", to="n_ctx", kind=int)
+    option("--parallel", "-np", to="n_parallel", kind=int)
+    option("--batch-size", "-b", to="n_batch", kind=int)
+    option("--ubatch-size", "-ub", to="n_ubatch", kind=int)
+    option("--predict", "--n-predict", "-n", to="n_predict", kind=int)
+    option("--threads", "-t", to="cpuparams.n_threads", kind=int)
+    option("--threads-batch", "-tb", to="cpuparams_batch.n_threads", kind=int)
+    option("--threads-http", to="n_threads_http", kind=int)
+    option("--n-gpu-layers", "--gpu-layers", "-ngl", to="n_gpu_layers", kind=int)
+    option("--main-gpu", "-mg", to="main_gpu", kind=int)
+    option("--cache-ram", to="cache_ram_mib", kind=int)
+    option("--rope-freq-base", to="rope_freq_base", kind=float)
+    option("--rope-freq-scale", to="rope_freq_scale", kind=float)
+    option("--seed", "-s", to="sampling.seed", kind=int)
+    option("--mmproj", to="mmproj.path")
+    option("--chat-template", to="chat_template")
+    option("--chat-template-file", to="chat_template_file", kind=Path)
+    option("--chat-template-kwargs", to="chat_template_kwargs", kind=json.loads)
+    option("--pooling", to="pooling")
+    option("--verbosity", "-lv", to="verbosity", kind=int)
+    switch("--embeddings", to="embedding")
+    switch("--embedding", to="embedding")
+    switch("--metrics", to="endpoint_metrics")
+    switch("--slots", to="endpoint_slots")
+    switch("--no-slots", to="endpoint_slots", value=False)
+    switch("--jinja", to="use_jinja")
+    switch("--no-jinja", to="use_jinja", value=False)
+    switch("--no-prefill-assistant", to="prefill_assistant", value=False)
+    switch("--no-webui", to="ui", value=False)
+    switch("--no-warmup", to="warmup", value=False)
+    switch("--context-shift", to="ctx_shift")
+    switch("--no-cont-batching", to="cont_batching", value=False)
+    return p
+
+
+def server_params(options: dict[str, Any]) -> Any:
+    """xllamacpp's CommonParams for parsed *options*."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    given = {name: value for name, value in options.items() if value is not None and name != "version"}
+    if host := given.pop("host", None):
+        params.hostnames = [host]
+    if alias := given.pop("alias", None):
+        params.model_alias = {alias}
+    if template := given.pop("chat_template_file", None):
+        params.chat_template = template.read_text(encoding="utf-8")
+    if kwargs := given.pop("chat_template_kwargs", None):
+        params.default_template_kwargs = {name: json.dumps(value) for name, value in kwargs.items()}
+    if pooling := given.pop("pooling", None):
+        params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
+    for path, value in given.items():
+        *owners, name = path.split(".")
+        target = params
+        for owner in owners:
+            target = getattr(target, owner)
+        setattr(target, name, value)
+    return params
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until TERM or INT. Returns 0 then, 1 when the server did not start, 2 for a bad flag."""
+    options = vars(parser().parse_args(arguments))
+    import xllamacpp
+
+    if options["version"]:
+        print(f"xllamacpp {xllamacpp.__version__}")  # noqa: T201 - the answer to --version
+        return 0
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        server = xllamacpp.Server(server_params(options))
+    except (RuntimeError, ValueError, OSError, AttributeError) as problem:
+        print(f"error: the server did not start: {problem}", file=sys.stderr)  # noqa: T201 - this is the log
+        return EXIT_NOT_STARTED
+    print(f"listening on {server.listening_address}", file=sys.stderr)  # noqa: T201 - this is the log
+    stop.wait()
+    del server  # ends its threads and closes its connections
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

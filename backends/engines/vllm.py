@@ -1,0 +1,195 @@
+"""vLLM: ``vllm serve`` or ``python -m vllm.entrypoints.openai.api_server``. Verified with 0.32.0 (CPU build).
+
+Sources below name files of https://github.com/vllm-project/vllm at v0.32.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backends.adapter import (
+    Call,
+    LaunchSpec,
+    Probe,
+    TokenizeAnswer,
+    TokenizePlan,
+    TokenizeRequest,
+)
+from backends.address import Address
+from backends.argv import flags, owned_problems
+from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.weights import hf_folder_problem
+
+STOP_GRACE_S = 30.0
+"""vLLM gives its workers 5 s, then TERM 4 s, then KILL (v1/executor/multiproc_executor.py), ROCm 15 s more."""
+
+ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
+
+OWNED = {
+    "model": "write models.<name>.weights",
+    "served-model-name": "the public name is the key under models:",
+    "host": "engines listen for the gateway only",
+    "port": "write engines.vllm.socket: tcp for a port, which the gateway chooses",
+    "uds": "write engines.vllm.socket: unix",
+    "api-key": "keys are checked by the gateway: write gateway.keys",
+    "chat-template": "write models.<name>.template: {from: FILE}",
+    # The request's own template would replace the operator's (entrypoints/launchers/cli_args.py).
+    "trust-request-chat-template": "a client may not bring its own chat template",
+}
+
+PATTERNS = (
+    pattern(
+        "gpu_out_of_memory",
+        r"torch\.(cuda\.)?OutOfMemoryError|CUDA out of memory",
+        "The GPU ran out of memory.",
+        "Lower args.gpu-memory-utilization or context_length, use a smaller or quantised model, or free the GPU.",
+        source="torch 2.13 torch.OutOfMemoryError",
+    ),
+    pattern(
+        "gpu_memory_taken",
+        r"Free memory on device .*is less than desired GPU memory utilization",
+        "Something else holds the GPU's memory.",
+        "End it (see nvidia-smi), or lower args.gpu-memory-utilization.",
+        source="vllm/v1/worker/utils.py request_memory; vllm#20305",
+    ),
+    pattern(
+        "context_too_long_for_cache",
+        r"To serve at least one request with the models?'s max seq len",
+        "The KV cache is too small for one request of the full context length.",
+        "Lower context_length, or raise args.gpu-memory-utilization (VLLM_CPU_KVCACHE_SPACE on the CPU).",
+        source="vllm/v1/core/kv_cache_utils.py",
+    ),
+    pattern(
+        "no_cache_memory",
+        r"No available memory for the cache blocks",
+        "The weights leave no memory for the KV cache.",
+        "Raise args.gpu-memory-utilization or args.tensor-parallel-size, or use a smaller or quantised model.",
+        source="vllm/v1/core/kv_cache_utils.py",
+    ),
+    pattern(
+        "context_longer_than_model",
+        r"User-specified max_model_len \((?P<asked>\d+)\) is greater than the derived max_model_len",
+        "context_length {asked} is more than the model was made for.",
+        "Lower context_length.",
+        source="vllm/config/model.py",
+    ),
+    pattern(
+        "bad_option",
+        r"error: (?P<message>(unrecognized arguments|argument|ambiguous option|the following arguments).*)",
+        "vLLM refused its command line: {message}.",
+        "Correct the model's args.",
+        source="argparse, exit code 2",
+    ),
+    pattern(
+        "weights_missing",
+        r"(Repo id must be|does not appear to have a file named config\.json|is not a local folder and is not a valid)",
+        "vLLM found no model at the given path.",
+        "Correct the model's weights.",
+        source="huggingface_hub HFValidationError, transformers 5 OSError",
+    ),
+    pattern(
+        "bad_template",
+        r"The supplied chat template (?P<what>.*)",
+        "vLLM refused the chat template: it {what}",
+        "Correct models.<name>.template.",
+        source="vllm/renderers/chat_utils.py",
+    ),
+    pattern(
+        "architecture_unknown",
+        r"Model architectures \[(?P<names>[^\]]*)\] (are not supported|failed to be inspected)",
+        "This vLLM does not know the model architecture {names}.",
+        "Use a newer vLLM, or another engine.",
+        source="vllm/model_executor/models/registry.py",
+    ),
+)
+
+PHASES = (
+    ("Loading safetensors checkpoint shards", "loading weights"),
+    ("Loading weights took", "weights loaded"),
+    ("torch.compile", "compiling"),
+    ("Capturing CUDA graph", "capturing CUDA graphs"),
+    ("Starting vLLM", "starting the server"),
+)
+
+
+class Vllm:
+    """The adapter of vLLM."""
+
+    engine = "vllm"
+    endpoints = ENDPOINTS
+
+    def default_command(self) -> tuple[str, ...]:
+        """The `vllm` of the PATH."""
+        return ("vllm", "serve")
+
+    def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
+        """``vllm --version``, or the package's own word in the Python that would run it (no GPU is touched)."""
+        command = engine.command or self.default_command()
+        if "-m" in command:
+            python = command[: command.index("-m")]
+            return (*python, "-c", "from vllm.version import __version__; print(__version__)")
+        return (command[0], "--version")
+
+    def weights_problem(self, weights: Path) -> str | None:
+        """A Hugging Face folder, or a GGUF file."""
+        return hf_folder_problem(weights)
+
+    def problems(self, backend: BackendSettings) -> Sequence[str]:
+        """Options that are the gateway's to set."""
+        return tuple(owned_problems(backend.args, OWNED, "vLLM"))
+
+    def timing(self, timing: Timing) -> Timing:
+        """As configured."""
+        return timing
+
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
+        """One API server with its engine core and workers."""
+        command = engine.command or self.default_command()
+        weights = str(backend.weights)
+        # `vllm serve` takes the model as its positional argument, the module only as an option
+        # (entrypoints/cli/serve.py, entrypoints/openai/api_server.py).
+        argv = [*command, weights] if command[-1] == "serve" else [*command, "--model", weights]
+        argv += ["--served-model-name", backend.name]
+        argv += ["--uds", place.uds] if place.uds else ["--host", place.host, "--port", str(place.port)]
+        if backend.context_length is not None:
+            argv += ["--max-model-len", str(backend.context_length)]
+        if backend.template_file is not None:
+            argv += ["--chat-template", str(backend.template_file)]
+        argv += flags(backend.args)
+        return LaunchSpec(
+            address=place,
+            probe=_probe(backend),
+            argv=tuple(argv),
+            env={**engine.env, **backend.env},
+            stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
+        )
+
+    def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
+        """vLLM reports the root cause above its last lines ("See root cause above"): the whole tail is searched."""
+        return diagnose(PATTERNS, status, tail)
+
+    def phase(self, line: str) -> str | None:
+        """What a starting vLLM says it is doing."""
+        return next((phase for text, phase in PHASES if text in line), None)
+
+    def tokenize(self, request: TokenizeRequest) -> TokenizePlan:
+        """vLLM's own /tokenize, which renders messages with the served template (entrypoints/serve/tokenize)."""
+        body: dict[str, Any] = {"add_special_tokens": request.add_special_tokens}
+        if request.messages is not None:
+            body |= {"messages": request.messages, "add_generation_prompt": request.add_generation_prompt}
+        else:
+            body["prompt"] = request.prompt
+        answer = yield Call("POST", "/tokenize", body)
+        return TokenizeAnswer(list(answer["tokens"]), answer.get("max_model_len"))
+
+
+def _probe(backend: BackendSettings) -> Probe:
+    health = Call("GET", "/health")
+    if backend.readiness == "embed":
+        body: dict[str, Any] = {"model": backend.name, "input": "Hi"}
+        return Probe(health, Call("POST", "/v1/embeddings", body), ("data", 0, "embedding", 0))
+    body = {"model": backend.name, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
+    return Probe(health, Call("POST", "/v1/completions", body), ("choices", 0, "text"))

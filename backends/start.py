@@ -1,0 +1,288 @@
+"""One start of a backend: a place, a process, and the wait until one real token came back."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from backends.adapter import Adapter, LaunchSpec
+from backends.diagnosis import Diagnosis
+from backends.kill_set import read_entry
+from backends.lifecycle import Event
+from backends.logs import BackendLog
+from backends.places import Places
+from backends.ports import NoFreePort
+from backends.probing import ProbeFailed, Prober
+from backends.process import EngineRun, Launcher, SpawnFailed
+from backends.records import ProcessRecord, ProcessRecords
+from backends.settings import BackendSettings, EngineSettings
+
+POLL_FIRST_S = 0.05
+POLL_LAST_S = 1.0
+HEALTH_TIMEOUT_S = 5.0
+ACTIVITY_EVERY_S = 5.0
+TAIL_LINES = 400
+"""How far back a diagnosis looks: vLLM prints its root cause well above its last line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What starting takes on this machine, shared by all backends. *start_gate* admits one starting engine at a time:
+    several that load together misjudge the free memory and race for internal ports (vllm#43206)."""
+
+    launcher: Launcher
+    prober: Prober
+    places: Places
+    records: ProcessRecords
+    start_gate: asyncio.Semaphore
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """Something that happened to run *generation*, told to the supervisor; it decides what event that is."""
+
+    generation: int
+    event: Event | None = None
+    """None: the process is gone, and whether that was asked for is the supervisor's to say."""
+    diagnosis: Diagnosis | None = None
+
+
+class Start:
+    """Run *generation* of a backend, from the reservation of its place until its process is gone.
+
+    `begin` starts it; every outcome is told to *tell*. Whatever happens, the last thing told is an Occurrence without
+    an event, once nothing of the run is left.
+    """
+
+    def __init__(
+        self,
+        generation: int,
+        backend: BackendSettings,
+        engine: EngineSettings,
+        adapter: Adapter,
+        host: Host,
+        log: BackendLog,
+        tell: Callable[[Occurrence], None],
+    ) -> None:
+        self.generation = generation
+        self.phase = "queued behind another start"
+        self.is_ready = False
+        self.spec: LaunchSpec | None = None
+        self._backend = backend
+        self._engine = engine
+        self._adapter = adapter
+        self._timing = adapter.timing(backend.timing)
+        self._host = host
+        self._log = log
+        self._tell = tell
+        self._run: EngineRun | None = None
+        self._verdict: Diagnosis | None = None
+        self._stop = asyncio.Event()
+        self._kill_wanted = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's main process while there is one."""
+        return self._run.pid if self._run is not None else None
+
+    def begin(self) -> None:
+        """Start. Called once, on the loop."""
+        self._task = asyncio.create_task(self._whole_life(), name=f"start {self._backend.name}#{self.generation}")
+
+    def terminate(self) -> None:
+        """TERM to the engine, now or as soon as it is there."""
+        self._stop.set()
+        if self._run is not None:
+            self._run.terminate()
+
+    def kill(self) -> None:
+        """KILL to everything of the run, now or as soon as it is there."""
+        self._kill_wanted = True
+        self._stop.set()
+        if self._run is not None:
+            self._run.kill()
+
+    async def gone(self) -> None:
+        """Until nothing of the run is left."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _whole_life(self) -> None:
+        diagnosis = None
+        try:
+            diagnosis = await self._live()
+        except (SpawnFailed, NoFreePort, OSError) as problem:
+            diagnosis = Diagnosis(
+                "not_started",
+                f"The engine could not be started: {problem}.",
+                "Correct engines.<name>.command, or install the engine; `unigate doctor` lists what was found.",
+                permanent=True,
+            )
+        finally:
+            self._tell(Occurrence(self.generation, None, self._verdict or diagnosis))
+
+    async def _live(self) -> Diagnosis | None:
+        place = self._host.places.reserve(self._backend.name, self._engine.socket)
+        gate = _Gate(self._host.start_gate)
+        try:
+            self.spec = self._adapter.launch_spec(self._backend, self._engine, place)
+            if self.spec.argv and not await gate.enter(unless=self._stop):
+                return None
+            return await self._spawn_and_wait(self.spec, gate)
+        finally:
+            gate.leave()
+            self._host.places.release(place)
+
+    async def _spawn_and_wait(self, spec: LaunchSpec, gate: _Gate) -> Diagnosis | None:
+        marker = f"{self._backend.name}:{secrets.token_hex(8)}"
+        self.phase = "starting the process"
+        self._log.note(f"run {self.generation}: {' '.join(spec.argv) or spec.address}")
+        self._host.records.write(ProcessRecord(self._backend.name, marker))
+        run = await self._host.launcher.start(spec, marker, self._on_line)
+        self._run = run
+        self._record(run, marker)
+        if self._stop.is_set():
+            run.terminate()
+        if self._kill_wanted:
+            run.kill()
+        readying = asyncio.create_task(self._become_ready(spec, run), name=f"ready {marker}")
+        readying.add_done_callback(lambda _: gate.leave())
+        try:
+            status = await run.wait()
+        finally:
+            readying.cancel()
+            await asyncio.wait([readying])
+            self._host.records.remove(self._backend.name)
+            self._run = None
+        self._log.note(f"run {self.generation} ended: {status}")
+        return self._adapter.diagnose(status, self._log.tail(TAIL_LINES))
+
+    def _record(self, run: EngineRun, marker: str) -> None:
+        leader = read_entry(run.session) if run.session else None
+        if leader is not None:
+            record = ProcessRecord(self._backend.name, marker, run.session, leader.started_ticks)
+            self._host.records.write(record)
+
+    def _on_line(self, line: str) -> None:
+        self._log.write(line)
+        phase = self._adapter.phase(line)
+        if phase is not None:
+            self.phase = phase
+
+    async def _become_ready(self, spec: LaunchSpec, run: EngineRun) -> None:
+        try:
+            async with asyncio.timeout(self._timing.start_timeout_s):
+                await self._until_answering(spec, run)
+        except TimeoutError:
+            self._give_up("The start took longer than start_timeout_s allows.")
+        except _Stalled:
+            self._give_up("The start made no progress: no log line, nothing read.")
+        except _Refused as refusal:
+            # It runs, but it will never answer: end it, and let its end carry this verdict.
+            self._verdict = Diagnosis("probe_refused", str(refusal), "See the model's log.", permanent=True)
+            run.terminate()
+            await asyncio.sleep(spec.stop_grace_s)
+            run.kill()
+        else:
+            self.phase = ""
+            self.is_ready = True
+            self._tell(Occurrence(self.generation, Event.BECAME_READY))
+
+    def _give_up(self, reason: str) -> None:
+        self._verdict = Diagnosis(
+            "start_timed_out",
+            f"{reason} It was last seen {self.phase}.",
+            "Raise start_stall_timeout_s or start_timeout_s if the model is only slow; else see its log.",
+        )
+        self._tell(Occurrence(self.generation, Event.START_TIMED_OUT, self._verdict))
+
+    async def _until_answering(self, spec: LaunchSpec, run: EngineRun) -> None:
+        progress = _Progress(run, self._log, self._timing.start_stall_timeout_s)
+        self.phase = "loading"
+        pause_s = POLL_FIRST_S
+        while not await self._host.prober.is_healthy(spec, HEALTH_TIMEOUT_S):
+            await progress.check()
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, POLL_LAST_S)
+        self.phase = "waiting for the first token"
+        while not await self._answers(spec):
+            await progress.check()
+            await asyncio.sleep(pause_s)
+
+    async def _answers(self, spec: LaunchSpec) -> bool:
+        try:
+            await self._host.prober.prove(spec, self._timing.probe_timeout_s)
+        except ProbeFailed as failure:
+            if failure.is_permanent:
+                raise _Refused(f"The engine runs but does not answer: {failure}") from failure
+            return False
+        except httpx.TransportError:
+            return False
+        return True
+
+
+class _Gate:
+    """One passage through the start gate, left once however often it is said."""
+
+    def __init__(self, semaphore: asyncio.Semaphore) -> None:
+        self._semaphore = semaphore
+        self._is_inside = False
+
+    async def enter(self, *, unless: asyncio.Event) -> bool:
+        """Whether we got in before *unless* was set."""
+        entering = asyncio.create_task(self._semaphore.acquire())
+        stopping = asyncio.create_task(unless.wait())
+        try:
+            await asyncio.wait([entering, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not entering.done():
+                entering.cancel()
+                await asyncio.wait([entering])
+            self._is_inside = not entering.cancelled()
+        return self._is_inside and not unless.is_set()
+
+    def leave(self) -> None:
+        """Let the next one in."""
+        if self._is_inside:
+            self._is_inside = False
+            self._semaphore.release()
+
+
+class _Stalled(Exception):
+    pass
+
+
+class _Refused(Exception):
+    pass
+
+
+class _Progress:
+    """Signs of life of a start: new log lines, or bytes read from files."""
+
+    def __init__(self, run: EngineRun, log: BackendLog, stall_timeout_s: float) -> None:
+        self._run = run
+        self._log = log
+        self._stall_timeout_s = stall_timeout_s
+        self._clock = asyncio.get_running_loop().time
+        self._seen = (-1, -1)
+        self._seen_at = self._clock()
+        self._counted_at = float("-inf")
+        self._bytes_read = 0
+
+    async def check(self) -> None:
+        """Raises _Stalled when nothing has moved for too long."""
+        now = self._clock()
+        if now - self._counted_at >= min(ACTIVITY_EVERY_S, self._stall_timeout_s / 4):
+            self._counted_at = now
+            self._bytes_read = await asyncio.to_thread(self._run.bytes_read)
+        signs = (self._log.lines_written, self._bytes_read)
+        if signs != self._seen:
+            self._seen, self._seen_at = signs, now
+        elif now - self._seen_at > self._stall_timeout_s:
+            raise _Stalled

@@ -1,0 +1,469 @@
+"""One backend, one task, one writer of its state.
+
+Theory of operation
+-------------------
+Whatever happens to a backend, an operator's request, a process that ended, a timer, becomes a message in the inbox.
+The task in `run` takes them one at a time, asks `lifecycle` for the row, and carries its effects out. Nothing else
+writes the state, so no two parts of the program can disagree about it, and no lock is needed.
+
+Messages from a run carry its generation; those of an earlier run are dropped. A start asked for while the backend is
+leaving is remembered and replayed when it has stopped. Every waiter is answered on every way out: READY wakes them,
+FAILED and STOPPED fail them with the reason, and each has a deadline of its own.
+
+Leases are granted here too, synchronously: between the look at the state and the count there is no await, so a
+backend that drains cannot be handed out. Readers elsewhere (`status`) are for showing, never for deciding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backends.adapter import Adapter
+from backends.address import Address
+from backends.backoff import Attempts, after_failure, retry_delay_s
+from backends.diagnosis import Diagnosis
+from backends.lifecycle import LEAVING, Effect, Event, State, is_legal, next_step
+from backends.logs import BackendLog
+from backends.settings import BackendSettings, EngineSettings
+from backends.start import Host, Occurrence, Start
+
+EARLY_STOP_GRACE_S = 5.0
+"""From TERM to KILL of an engine that is still starting: nothing runs on it, and vLLM may not even have its signal
+handlers yet (vllm#32116)."""
+KILL_AGAIN_S = 10.0
+
+_log = logging.getLogger("unigate.backends")
+
+
+class BackendUnavailable(Exception):
+    """No lease. *retry_after_s* is an honest guess in seconds, None when asking again is pointless."""
+
+    def __init__(
+        self, code: str, message: str, retry_after_s: float | None, diagnosis: Diagnosis | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.diagnosis = diagnosis
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of state, as subscribers get it. *started_in_s* is set when it is the end of a start."""
+
+    backend: str
+    engine: str
+    before: State
+    event: Event
+    after: State
+    diagnosis: Diagnosis | None
+    started_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """A backend as people are shown it. *since_s*: seconds in this state; *retry_in_s*: until the next start."""
+
+    name: str
+    engine: str
+    state: State
+    phase: str
+    pid: int | None
+    address: str
+    since_s: float
+    leases: int
+    waiting: int
+    restarts: int
+    retry_in_s: float | None
+    on_demand: bool
+    log: str
+    diagnosis: Diagnosis | None
+
+
+class Lease:
+    """The right to use an endpoint for one exchange. Release it where it was taken; twice is no error."""
+
+    __slots__ = ("_release", "address", "authorization", "backend", "engine", "served_name")
+
+    def __init__(self, backend: BackendSettings, address: Address, authorization: str, release: Callable[[bool], None]):
+        self.backend = backend.name
+        self.engine = backend.engine
+        self.served_name = backend.served_name or backend.name
+        self.address = address
+        self.authorization = authorization
+        self._release: Callable[[bool], None] | None = release
+
+    def release(self, *, answered: bool = False) -> None:
+        """Give the lease back. *answered*: a whole answer came, which is as good as a health check."""
+        release, self._release = self._release, None
+        if release is not None:
+            release(answered)
+
+
+class Supervisor:
+    """The owner of one backend. `run` must be running for anything to happen."""
+
+    def __init__(
+        self,
+        backend: BackendSettings,
+        engine: EngineSettings,
+        adapter: Adapter,
+        host: Host,
+        log: BackendLog,
+        publish: Callable[[Transition], None],
+        *,
+        max_waiting: int = 256,
+    ) -> None:
+        self.backend = backend
+        self.log = log
+        self._engine = engine
+        self._adapter = adapter
+        self._host = host
+        self._timing = adapter.timing(backend.timing)
+        self._publish = publish
+        self._max_waiting = max_waiting
+        self._inbox: asyncio.Queue[Event | Occurrence] = asyncio.Queue()
+        self._state = State.STOPPED
+        self._generation = 0
+        self._start: Start | None = None
+        self._start_again = False
+        self._attempts = Attempts()
+        self._restarts = 0
+        self._leases = 0
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._settling: list[tuple[frozenset[State], asyncio.Future[None]]] = []
+        self._diagnosis: Diagnosis | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._health: asyncio.Task[None] | None = None
+        self._clock = asyncio.get_running_loop().time
+        self._since = self._started_at = self._last_answer_at = self._clock()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Supervisor {self.backend.name}: {self._state.value}, run {self._generation}, "
+            f"{self._leases} leases, {len(self._waiters)} waiting>"
+        )
+
+    # --- asked for by others ---
+
+    def request_start(self) -> None:
+        """Start it, or start it again once it has stopped. No effect on one that is starting or READY."""
+        self._inbox.put_nowait(Event.START_REQUESTED)
+
+    def request_stop(self) -> None:
+        """Drain and stop it, and forget any start asked for before."""
+        self._inbox.put_nowait(Event.STOP_REQUESTED)
+
+    def kill(self) -> None:
+        """KILL the process now; what follows is a crash or an end like any other."""
+        if self._start is not None:
+            self._start.kill()
+
+    async def gone(self) -> None:
+        """Until nothing is left of the last run."""
+        if self._start is not None:
+            await self._start.gone()
+
+    async def settled(self, *states: State) -> None:
+        """Until the backend is in one of *states*."""
+        if self._state in states:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (frozenset(states), future)
+        self._settling.append(entry)
+        try:
+            await future
+        finally:
+            if entry in self._settling:
+                self._settling.remove(entry)
+
+    def status(self) -> BackendStatus:
+        """How it stands now."""
+        start = self._start
+        now = self._clock()
+        retry_in_s = max(0.0, self._timer.when() - now) if self._timer and self._state is State.BACKOFF else None
+        return BackendStatus(
+            name=self.backend.name,
+            engine=self.backend.engine,
+            state=self._state,
+            phase=start.phase if start is not None and self._state is State.STARTING else "",
+            pid=start.pid if start is not None else None,
+            address=str(start.spec.address) if start is not None and start.spec is not None else "",
+            since_s=now - self._since,
+            leases=self._leases,
+            waiting=len(self._waiters),
+            restarts=self._restarts,
+            retry_in_s=retry_in_s,
+            on_demand=self.backend.on_demand,
+            log=str(self.log.path),
+            diagnosis=self._diagnosis if self._state is not State.READY else None,
+        )
+
+    def try_lease(self) -> Lease | None:
+        """A lease when the backend is READY, at once."""
+        if self._state is not State.READY or self._start is None or self._start.spec is None:
+            return None
+        self._leases += 1
+        spec = self._start.spec
+        return Lease(self.backend, spec.address, spec.authorization, self._lease_returned)
+
+    async def lease(self, max_wait_s: float) -> Lease:
+        """A lease, waiting for a start if need be, up to *max_wait_s* seconds.
+
+        Raises BackendUnavailable. Cancelled, it leaves nothing behind but, maybe, a backend that has started.
+        """
+        lease = self.try_lease()
+        if lease is not None:
+            return lease
+        if len(self._waiters) >= self._max_waiting:
+            message = f"{len(self._waiters)} requests already wait for {self.backend.name}"
+            raise BackendUnavailable("queue_full", message, self._retry_after_s())
+        try:
+            async with asyncio.timeout(max_wait_s):
+                while lease is None:
+                    await self._wait_for_ready()
+                    lease = self.try_lease()
+        except TimeoutError:
+            message = f"{self.backend.name} is {self._describe()}, and did not become ready within {max_wait_s:g} s"
+            raise BackendUnavailable("model_not_ready", message, self._retry_after_s(), self._diagnosis) from None
+        return lease
+
+    async def _wait_for_ready(self) -> None:
+        if self._state is State.FAILED:
+            raise self._failed()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        if self._state not in (State.STARTING, State.BACKOFF, State.RECYCLING):
+            self._inbox.put_nowait(Event.START_REQUESTED)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def _lease_returned(self, answered: bool) -> None:
+        self._leases -= 1
+        if answered:
+            self._last_answer_at = self._clock()
+        if self._leases == 0:
+            if self._state is State.DRAINING:
+                self._inbox.put_nowait(Event.DRAINED)
+            self._arm_idle_timer()
+
+    def _describe(self) -> str:
+        start = self._start
+        phase = f" ({start.phase})" if start is not None and start.phase and self._state is State.STARTING else ""
+        reason = f": {self._diagnosis.reason}" if self._diagnosis is not None else ""
+        return f"{self._state.value}{phase}{reason}"
+
+    def _retry_after_s(self) -> float:
+        if self._state is State.BACKOFF and self._timer is not None:
+            return max(1.0, self._timer.when() - self._clock())
+        return 10.0
+
+    def _failed(self) -> BackendUnavailable:
+        diagnosis = self._diagnosis
+        message = f"{self.backend.name} has failed" + (f": {diagnosis}" if diagnosis is not None else "")
+        return BackendUnavailable("model_failed", message, None, diagnosis)
+
+    # --- the one task ---
+
+    async def run(self) -> None:
+        """Live until cancelled. What is running then is killed."""
+        try:
+            while True:
+                message = await self._inbox.get()
+                try:
+                    self._take(message)
+                except Exception:
+                    # The top of the supervisor task: a mistake of ours must not leave a process without an owner.
+                    _log.exception("%r: a message could not be taken: %r", self, message)
+                    self.kill()
+        finally:
+            self._end_timers()
+            self.kill()
+            self._fail_waiters()
+
+    def _take(self, message: Event | Occurrence) -> None:
+        if isinstance(message, Occurrence):
+            if message.generation != self._generation:
+                return
+            event = message.event or self._event_of_end(message.diagnosis)
+            diagnosis = message.diagnosis
+            if event is Event.STOP_REQUESTED and self._leases > 0:
+                return  # the idle timer; a lease was taken meanwhile, and its return arms the timer again
+        else:
+            event, diagnosis = message, None
+        if event is Event.START_REQUESTED and self._state in LEAVING:
+            self._start_again = True
+        elif event is Event.STOP_REQUESTED:
+            self._start_again = False
+        # Requests that ask for what already is, timers overtaken by what they waited for: rightly too late.
+        if is_legal(self._state, event):
+            self._apply(event, diagnosis)
+            if self._state is State.STOPPED and self._start_again:
+                self._start_again = False
+                self._apply(Event.START_REQUESTED, None)
+
+    def _event_of_end(self, diagnosis: Diagnosis | None) -> Event:
+        """Nothing is left of the process: whether that is an end, a crash or a rejection depends on who asked."""
+        if self._state in (State.STOPPING, State.RECYCLING):
+            return Event.EXITED
+        if self._state is State.STARTING and diagnosis is not None and diagnosis.permanent:
+            return Event.REJECTED
+        return Event.CRASHED
+
+    def _apply(self, event: Event, diagnosis: Diagnosis | None) -> None:
+        before, step = self._state, next_step(self._state, event)
+        now = self._clock()
+        self._end_timers()
+        self._keep_diagnosis(event, diagnosis)
+        if event in (Event.CRASHED, Event.BECAME_UNHEALTHY, Event.START_TIMED_OUT):
+            ready_for_s = now - self._since if before in (State.READY, State.DRAINING) else None
+            self._attempts = after_failure(self._attempts, self._timing, ready_for_s)
+        self._state, self._since = step.state, now
+        if event is Event.BACKOFF_ELAPSED:
+            self._restarts += 1
+        for effect in step.effects:
+            self._carry_out(effect)
+        started_in_s = now - self._started_at if event is Event.BECAME_READY else None
+        told = self._diagnosis if step.state in (State.RECYCLING, State.BACKOFF, State.FAILED) else None
+        self._announce(
+            Transition(self.backend.name, self.backend.engine, before, event, step.state, told, started_in_s)
+        )
+
+    def _keep_diagnosis(self, event: Event, diagnosis: Diagnosis | None) -> None:
+        if event in (Event.START_REQUESTED, Event.BECAME_READY):
+            self._diagnosis = None
+        elif diagnosis is not None and event in (
+            Event.CRASHED, Event.REJECTED, Event.START_TIMED_OUT, Event.BECAME_UNHEALTHY,
+        ):  # fmt: skip
+            self._diagnosis = diagnosis
+
+    def _announce(self, transition: Transition) -> None:
+        reason = f" ({transition.diagnosis.reason})" if transition.diagnosis is not None else ""
+        self.log.note(f"{transition.before.value} -> {transition.after.value}: {transition.event.value}{reason}")
+        self._publish(transition)
+        for entry in [entry for entry in self._settling if transition.after in entry[0]]:
+            if not entry[1].done():
+                entry[1].set_result(None)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Effect.SPAWN:
+                self._spawn()
+            case Effect.SIGNAL:
+                self._signal()
+            case Effect.KILL:
+                self.kill()
+                self._post_later(KILL_AGAIN_S, Event.STOP_TIMED_OUT)
+            case Effect.WATCH_HEALTH:
+                self._last_answer_at = self._clock()
+                self._health = asyncio.create_task(self._watch_health(), name=f"health {self.backend.name}")
+                self._arm_idle_timer()
+            case Effect.AWAIT_DRAIN:
+                self._await_drain()
+            case Effect.SCHEDULE_RETRY_OR_GIVE_UP:
+                self._schedule_retry()
+            case Effect.CANCEL_RETRY:
+                pass  # every timer of the state just left is ended with it
+            case Effect.RESET_ATTEMPTS:
+                self._attempts = Attempts()
+            case Effect.WAKE_WAITERS:
+                self._wake_waiters()
+            case Effect.FAIL_WAITERS:
+                self._fail_waiters()
+
+    def _spawn(self) -> None:
+        self._generation += 1
+        self._started_at = self._clock()
+        self._start = Start(
+            self._generation, self.backend, self._engine, self._adapter, self._host, self.log, self._inbox.put_nowait
+        )
+        self._start.begin()
+
+    def _signal(self) -> None:
+        assert self._start is not None
+        self._start.terminate()
+        spec = self._start.spec
+        grace_s = spec.stop_grace_s if spec is not None else EARLY_STOP_GRACE_S
+        if not self._start.is_ready:
+            grace_s = min(grace_s, EARLY_STOP_GRACE_S)
+        self._post_later(grace_s, Event.STOP_TIMED_OUT)
+
+    def _await_drain(self) -> None:
+        if self._leases == 0:
+            self._inbox.put_nowait(Event.DRAINED)
+        else:
+            self._post_later(self._timing.drain_timeout_s, Event.DRAIN_TIMED_OUT)
+
+    def _schedule_retry(self) -> None:
+        delay_s = retry_delay_s(self._attempts, self._timing, random.random())  # noqa: S311 - jitter
+        if delay_s is None:
+            self._inbox.put_nowait(Event.GAVE_UP)
+        else:
+            self._post_later(delay_s, Event.BACKOFF_ELAPSED)
+
+    def _wake_waiters(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _fail_waiters(self) -> None:
+        if self._start_again:
+            return  # they wait for the start that follows
+        for waiter in self._waiters:
+            if not waiter.done():
+                if self._state is State.FAILED:
+                    waiter.set_exception(self._failed())
+                else:
+                    message = f"{self.backend.name} was stopped"
+                    waiter.set_exception(BackendUnavailable("model_stopped", message, self._retry_after_s()))
+
+    def _post_later(self, delay_s: float, event: Event) -> None:
+        loop = asyncio.get_running_loop()
+        occurrence = Occurrence(self._generation, event)
+        self._timer = loop.call_later(delay_s, self._inbox.put_nowait, occurrence)
+
+    def _end_timers(self) -> None:
+        for timer in (self._timer, self._idle_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._idle_timer = None
+        if self._health is not None:
+            self._health.cancel()
+            self._health = None
+
+    # --- while READY ---
+
+    def _arm_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self.backend.idle_unload_s is not None and self._state is State.READY and self._leases == 0:
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(self.backend.idle_unload_s, self._idle_elapsed)
+
+    def _idle_elapsed(self) -> None:
+        self._inbox.put_nowait(Occurrence(self._generation, Event.STOP_REQUESTED))
+
+    async def _watch_health(self) -> None:
+        """Post BecameUnhealthy after so many failed checks in a row. A whole answer just given needs no check."""
+        assert self._start is not None
+        assert self._start.spec is not None
+        spec, generation, failures = self._start.spec, self._generation, 0
+        while failures < self._timing.health_failures:
+            await asyncio.sleep(self._timing.health_interval_s)
+            answered_lately = self._clock() - self._last_answer_at < self._timing.health_interval_s
+            is_well = answered_lately or await self._host.prober.is_healthy(spec, self._timing.health_timeout_s)
+            failures = 0 if is_well else failures + 1
+        diagnosis = Diagnosis(
+            "unhealthy",
+            f"The engine failed {failures} health checks in a row.",
+            "It is restarted; its log holds the reason.",
+        )
+        self._inbox.put_nowait(Occurrence(generation, Event.BECAME_UNHEALTHY, diagnosis))

@@ -1,0 +1,67 @@
+"""What a look at the files can tell about weights, without loading them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+GGUF_MAGIC = b"GGUF"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
+
+
+def missing_problem(weights: Path) -> str | None:
+    """A sentence when there is nothing at *weights*, naming the deepest folder that does exist."""
+    if weights.exists():
+        return None
+    parent = next((folder for folder in weights.parents if folder.exists()), None)
+    return f"{weights}: there is no such file or folder" + (f" ({parent} exists)" if parent is not None else "")
+
+
+def gguf_problem(weights: Path) -> str | None:
+    """What is wrong with *weights* as one GGUF file."""
+    missing = missing_problem(weights)
+    if missing is not None:
+        return missing
+    if weights.is_dir():
+        inside = sorted(path.name for path in weights.glob("*.gguf"))
+        hint = f"; did you mean {weights / inside[0]}?" if inside else "; this engine takes one .gguf file"
+        return f"{weights}: is a folder{hint}"
+    with weights.open("rb") as file:
+        if file.read(4) != GGUF_MAGIC:
+            return f"{weights}: is not a GGUF file (it does not begin with {GGUF_MAGIC.decode()})"
+    return None
+
+
+def hf_folder_problem(weights: Path) -> str | None:
+    """What is wrong with *weights* as a Hugging Face model folder. A GGUF file passes."""
+    missing = missing_problem(weights)
+    if missing is not None:
+        return missing
+    if weights.is_file():
+        return gguf_problem(weights)
+    config = weights / "config.json"
+    if not config.is_file():
+        if (weights / "adapter_config.json").is_file():
+            return f"{weights}: holds a LoRA adapter, not a whole model; merge it into its base first"
+        return f"{weights}: has no config.json, so it is not a model folder"
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        return f"{config}: is not JSON ({problem})"
+    if not any(path.suffix in WEIGHT_SUFFIXES for path in weights.iterdir()):
+        return f"{weights}: holds no weights (*.safetensors or *.bin); is the download complete?"
+    return _missing_shard(weights)
+
+
+def _missing_shard(weights: Path) -> str | None:
+    index = weights / "model.safetensors.index.json"
+    if not index.is_file():
+        return None
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return f"{index}: is not a weight index"
+    lost = sorted(shard for shard in shards if not (weights / str(shard)).is_file())
+    if not lost:
+        return None
+    return f"{weights}: {len(lost)} of {len(shards)} weight files are missing, {lost[0]} first; finish the download"
