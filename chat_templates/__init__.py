@@ -1,0 +1,1 @@
+"""Chat templates: parsing now; rendering, import, export and proof next. Pure: no process, no server."""

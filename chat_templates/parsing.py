@@ -1,0 +1,55 @@
+"""Chat templates as text: read, and parsed as the engines parse them.
+
+The dialect is that of transformers' `apply_chat_template` (src/transformers/utils/chat_template_utils.py, 5.23.0):
+Jinja2 with trimmed blocks, loop controls and the ``{% generation %}`` block.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+TEMPLATE_LIMIT_BYTES = 1024 * 1024
+
+
+class TemplateUnreadable(Exception):
+    """The template cannot be read or parsed; the message says where and why."""
+
+
+class GenerationTag(Extension):
+    """``{% generation %}…{% endgeneration %}`` marks the assistant's own tokens; it renders as its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own way of declaring it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The block's content in its place."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """A sandboxed environment with the dialect's settings. It parses; rendering rules are added by the renderer."""
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
+
+
+def read_template(path: Path) -> str:
+    """The template in *path*, UTF-8, known to parse. Raises TemplateUnreadable."""
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise TemplateUnreadable(f"{path}: {problem.strerror}") from problem
+    if len(content) > TEMPLATE_LIMIT_BYTES:
+        raise TemplateUnreadable(f"{path}: is longer than {TEMPLATE_LIMIT_BYTES} bytes, so it is no chat template")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise TemplateUnreadable(f"{path}: is not UTF-8 text (byte {problem.start})") from problem
+    try:
+        environment().parse(text)
+    except TemplateSyntaxError as problem:
+        raise TemplateUnreadable(f"{path}:{problem.lineno}: {problem.message}") from problem
+    return text
