@@ -95,6 +95,10 @@ class Adapter(Protocol):
         """The word used in the configuration."""
 
     @property
+    def launches(self) -> bool:
+        """Whether we start it, so that it needs weights and a command; else it is an address somebody else runs."""
+
+    @property
     def endpoints(self) -> frozenset[str]:
         """Paths below the base path this engine serves, without a leading slash: ``chat/completions``."""
 

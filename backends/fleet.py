@@ -73,13 +73,18 @@ class Fleet:
                 supervisor.request_start()
         return reaped
 
-    async def close(self) -> None:
-        """Drain and stop every backend; cancelled or in a hurry, kill them. Nothing of them is left afterwards."""
+    async def close(self, drain_timeout_s: float = 0.0) -> None:
+        """Drain every backend for up to *drain_timeout_s*, then stop it. Cancelled, kill. Nothing of them is left."""
         self._is_closing = True
+        supervisors = self._supervisors.values()
         try:
-            for supervisor in self._supervisors.values():
+            for supervisor in supervisors:
                 supervisor.request_stop()
-            await asyncio.gather(*(supervisor.settled(State.STOPPED) for supervisor in self._supervisors.values()))
+            stopped = asyncio.gather(*(supervisor.settled(State.STOPPED) for supervisor in supervisors))
+            await asyncio.wait([stopped], timeout=drain_timeout_s)
+            for supervisor in supervisors:
+                supervisor.end_drain()
+            await stopped
         finally:
             await self._end()
 
@@ -100,13 +105,13 @@ class Fleet:
         for supervisor in self._supervisors.values():
             supervisor.log.close()
 
-    def request_start(self, name: str) -> None:
-        """Start a backend, a FAILED one too. Raises KeyError for an unknown name."""
-        self._supervisors[name].request_start()
+    async def load(self, name: str) -> None:
+        """Ask for a start, of a FAILED backend too; returns once that is under way. Raises KeyError."""
+        await self._supervisors[name].request_start()
 
-    def request_stop(self, name: str) -> None:
-        """Drain and stop a backend. Raises KeyError for an unknown name."""
-        self._supervisors[name].request_stop()
+    async def unload(self, name: str) -> None:
+        """Ask a backend to drain and stop; returns once that is under way. Raises KeyError."""
+        await self._supervisors[name].request_stop()
 
     async def settled(self, name: str, *states: State) -> None:
         """Until the backend is in one of *states*. Raises KeyError for an unknown name."""
@@ -123,14 +128,6 @@ class Fleet:
     def statuses(self) -> list[BackendStatus]:
         """All backends as they stand, in the configuration's order."""
         return [supervisor.status() for supervisor in self._supervisors.values()]
-
-    def is_ready(self) -> bool:
-        """Whether every backend that is to be started with the gateway is READY."""
-        return all(
-            supervisor.status().state is State.READY
-            for supervisor in self._supervisors.values()
-            if not supervisor.backend.on_demand
-        )
 
     @contextlib.asynccontextmanager
     async def lease(self, name: str, max_wait_s: float) -> AsyncIterator[Lease]:

@@ -16,7 +16,7 @@ class EngineSettings:
     """How one engine is started on this machine. An empty *command* means the adapter's default."""
 
     command: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     socket: Literal["unix", "tcp"] = "unix"
 
 
@@ -58,10 +58,10 @@ class BackendSettings:
     engine: str
     weights: Path | None = None
     url: str = ""
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     served_name: str = ""
     args: Mapping[str, ArgValue] = field(default_factory=dict)
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     context_length: int | None = None
     template_file: Path | None = None
     on_demand: bool = False

@@ -52,6 +52,14 @@ class BackendUnavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """An event asked for, by people or by the supervisor of itself; *taken* is done once it has been looked at."""
+
+    event: Event
+    taken: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class Transition:
     """One change of state, as subscribers get it. *started_in_s* is set when it is the end of a start."""
 
@@ -126,7 +134,7 @@ class Supervisor:
         self._timing = adapter.timing(backend.timing)
         self._publish = publish
         self._max_waiting = max_waiting
-        self._inbox: asyncio.Queue[Event | Occurrence] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Request | Occurrence] = asyncio.Queue()
         self._state = State.STOPPED
         self._generation = 0
         self._start: Start | None = None
@@ -151,13 +159,25 @@ class Supervisor:
 
     # --- asked for by others ---
 
-    def request_start(self) -> None:
-        """Start it, or start it again once it has stopped. No effect on one that is starting or READY."""
-        self._inbox.put_nowait(Event.START_REQUESTED)
+    def request_start(self) -> asyncio.Future[None]:
+        """Start it, or start it again once it has stopped. No effect on one that is starting or READY.
 
-    def request_stop(self) -> None:
-        """Drain and stop it, and forget any start asked for before."""
-        self._inbox.put_nowait(Event.STOP_REQUESTED)
+        The future is done when the request has been taken; `settled` then waits for its outcome.
+        """
+        return self._ask(Event.START_REQUESTED)
+
+    def request_stop(self) -> asyncio.Future[None]:
+        """Drain and stop it, and forget any start asked for before. The future is as that of `request_start`."""
+        return self._ask(Event.STOP_REQUESTED)
+
+    def _ask(self, event: Event) -> asyncio.Future[None]:
+        request = Request(event, asyncio.get_running_loop().create_future())
+        self._inbox.put_nowait(request)
+        return request.taken
+
+    def end_drain(self) -> None:
+        """Wait no longer for the leases of a backend that drains."""
+        self._ask(Event.DRAIN_TIMED_OUT)
 
     def kill(self) -> None:
         """KILL the process now; what follows is a crash or an end like any other."""
@@ -239,7 +259,7 @@ class Supervisor:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         if self._state not in (State.STARTING, State.BACKOFF, State.RECYCLING):
-            self._inbox.put_nowait(Event.START_REQUESTED)
+            self._ask(Event.START_REQUESTED)
         try:
             await waiter
         finally:
@@ -251,7 +271,7 @@ class Supervisor:
             self._last_answer_at = self._clock()
         if self._leases == 0:
             if self._state is State.DRAINING:
-                self._inbox.put_nowait(Event.DRAINED)
+                self._ask(Event.DRAINED)
             self._arm_idle_timer()
 
     def _describe(self) -> str:
@@ -288,7 +308,7 @@ class Supervisor:
             self.kill()
             self._fail_waiters()
 
-    def _take(self, message: Event | Occurrence) -> None:
+    def _take(self, message: Request | Occurrence) -> None:
         if isinstance(message, Occurrence):
             if message.generation != self._generation:
                 return
@@ -297,7 +317,9 @@ class Supervisor:
             if event is Event.STOP_REQUESTED and self._leases > 0:
                 return  # the idle timer; a lease was taken meanwhile, and its return arms the timer again
         else:
-            event, diagnosis = message, None
+            event, diagnosis = message.event, None
+            if not message.taken.done():
+                message.taken.set_result(None)
         if event is Event.START_REQUESTED and self._state in LEAVING:
             self._start_again = True
         elif event is Event.STOP_REQUESTED:
@@ -331,7 +353,8 @@ class Supervisor:
         for effect in step.effects:
             self._carry_out(effect)
         started_in_s = now - self._started_at if event is Event.BECAME_READY else None
-        told = self._diagnosis if step.state in (State.RECYCLING, State.BACKOFF, State.FAILED) else None
+        is_failure = step.state in (State.RECYCLING, State.BACKOFF, State.FAILED) or before is State.BACKOFF
+        told = self._diagnosis if is_failure else None
         self._announce(
             Transition(self.backend.name, self.backend.engine, before, event, step.state, told, started_in_s)
         )
@@ -397,14 +420,14 @@ class Supervisor:
 
     def _await_drain(self) -> None:
         if self._leases == 0:
-            self._inbox.put_nowait(Event.DRAINED)
+            self._ask(Event.DRAINED)
         else:
             self._post_later(self._timing.drain_timeout_s, Event.DRAIN_TIMED_OUT)
 
     def _schedule_retry(self) -> None:
         delay_s = retry_delay_s(self._attempts, self._timing, random.random())  # noqa: S311 - jitter
         if delay_s is None:
-            self._inbox.put_nowait(Event.GAVE_UP)
+            self._ask(Event.GAVE_UP)
         else:
             self._post_later(delay_s, Event.BACKOFF_ELAPSED)
 

@@ -31,6 +31,7 @@ class External:
     """The adapter of an address we do not own."""
 
     engine = "external"
+    launches = False
     endpoints = ENDPOINTS
 
     def default_command(self) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ class LlamaCpp:
     """The adapter of llama.cpp."""
 
     engine = "llamacpp"
+    launches = True
     endpoints = ENDPOINTS
 
     def default_command(self) -> tuple[str, ...]:

@@ -119,6 +119,7 @@ class Vllm:
     """The adapter of vLLM."""
 
     engine = "vllm"
+    launches = True
     endpoints = ENDPOINTS
 
     def default_command(self) -> tuple[str, ...]:
