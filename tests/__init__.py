@@ -1,0 +1,1 @@
+"""The tests, by the question each kind answers."""

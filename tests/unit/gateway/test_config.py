@@ -1,0 +1,439 @@
+"""What a configuration may say, what it defaults to, and what the backends package gets to see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from backends.settings import BackendSettings, EngineSettings, Timing
+from gateway.config import ENGINES, Config, Loc, Origin, is_loopback, place
+
+ORIGIN = Origin(Path("/srv/unigate"), {"HOME": "/home/ada"})
+VLLM: Mapping[str, Any] = {"engine": "vllm", "weights": "llm/qwen"}
+EXTERNAL: Mapping[str, Any] = {"engine": "external", "url": "http://127.0.0.1:9000/v1"}
+
+
+def read(document: Mapping[str, Any], origin: Origin = ORIGIN) -> Config:
+    return Config.model_validate(document, context=origin)
+
+
+def with_model(**keys: object) -> Config:
+    return read({"models": {"qwen": {**VLLM, **keys}}})
+
+
+def with_gateway(origin: Origin = ORIGIN, **keys: object) -> Config:
+    return read({"gateway": keys, "models": {"qwen": VLLM}}, origin)
+
+
+def complaints(document: Mapping[str, Any]) -> dict[Loc, str]:
+    with pytest.raises(ValidationError) as caught:
+        read(document)
+    return {error["loc"]: error["msg"] for error in caught.value.errors()}
+
+
+def model_complaints(**keys: object) -> dict[Loc, str]:
+    found = complaints({"models": {"qwen": {**VLLM, **keys}}})
+    assert all(loc[:2] == ("models", "qwen") for loc in found)
+    return {loc[2:]: message for loc, message in found.items()}
+
+
+def test_defaults() -> None:
+    """One model is a whole configuration; everything else has the documented default."""
+    gateway = with_model().gateway
+    assert (gateway.host, gateway.port, gateway.keys, gateway.access_log) == ("127.0.0.1", 8080, (), True)
+    assert (gateway.body_limit_bytes, gateway.drain_timeout_s) == (32 * 1024 * 1024, 30)
+    assert (gateway.queue.max_waiting, gateway.queue.max_wait_s) == (256, 300)
+    timeouts = gateway.timeouts
+    assert (timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s, timeouts.send_s) == (5, 600, 300, 60)
+    assert (gateway.log_rotate_bytes, gateway.log_keep) == (50 * 1024 * 1024, 5)
+
+
+def test_model_defaults_are_those_of_the_backends() -> None:
+    """A model that says only what it must becomes BackendSettings whose every other field is that class's default."""
+    (settings,) = with_model().backend_settings()
+    assert settings == BackendSettings("qwen", "vllm", weights=Path("/srv/unigate/llm/qwen"), served_name="qwen")
+
+
+def test_every_key_of_a_model_reaches_its_backend() -> None:
+    """Each key of a launched model arrives in the matching field of BackendSettings."""
+    config = with_model(
+        weights="~/qwen",
+        load="on_demand",
+        idle_unload_s=900,
+        context_length=4096,
+        template={"from": "chat.jinja"},
+        args={"--max-model-len": 4096, "eager": True, "swap": False, "names": ["a", 2]},
+        env={"CUDA_VISIBLE_DEVICES": "0"},
+        readiness="embed",
+        probe_timeout_s=1,
+        start_timeout_s=2,
+        start_stall_timeout_s=3,
+        stop_grace_s=4,
+        drain_timeout_s=5,
+        backoff={"base_s": 6, "max_s": 7, "reset_s": 8, "max_failed_starts": 9},
+        health={"interval_s": 10, "timeout_s": 11, "failures": 12},
+    )
+    timing = Timing(
+        start_stall_timeout_s=3,
+        start_timeout_s=2,
+        stop_grace_s=4,
+        drain_timeout_s=5,
+        backoff_base_s=6,
+        backoff_max_s=7,
+        backoff_reset_s=8,
+        max_failed_starts=9,
+        health_interval_s=10,
+        health_timeout_s=11,
+        health_failures=12,
+        probe_timeout_s=1,
+    )
+    assert config.backend_settings() == (
+        BackendSettings(
+            name="qwen",
+            engine="vllm",
+            weights=Path("/home/ada/qwen"),
+            served_name="qwen",
+            args={"max-model-len": 4096, "eager": True, "swap": False, "names": ("a", 2)},
+            env={"CUDA_VISIBLE_DEVICES": "0"},
+            context_length=4096,
+            template_file=Path("/srv/unigate/chat.jinja"),
+            on_demand=True,
+            idle_unload_s=900,
+            readiness="embed",
+            timing=timing,
+        ),
+    )
+
+
+def test_args_keep_the_type_they_are_written_with() -> None:
+    """An option's value is not bent into another type: true is no 1 and "1" is no number."""
+    args = with_model(args={"a": True, "b": 1, "c": 1.0, "d": "1"}).models["qwen"].args
+    assert [type(value) for value in args.values()] == [bool, int, float, str]
+
+
+def test_external_model() -> None:
+    """An external model carries its address without the last slash, its key, and its name there."""
+    document = {"models": {"far": {**EXTERNAL, "url": "https://far:9/v1/", "api_key": "sk-1", "served_name": "Q"}}}
+    (settings,) = read(document).backend_settings()
+    assert (settings.url, settings.api_key, settings.served_name) == ("https://far:9/v1", "sk-1", "Q")
+
+
+def test_engine_settings() -> None:
+    """A command is a list or a line as a shell reads it; its program may lie beside the file or in the home."""
+    words = {"command": "~/envs/vllm/bin/vllm serve --x 'a b'", "env": {"A": "1"}, "socket": "tcp"}
+    config = read({"engines": {"vllm": words, "llamacpp": {"command": ["./llama-server"]}}, "models": {"q": VLLM}})
+    program = ("/home/ada/envs/vllm/bin/vllm", "serve", "--x", "a b")
+    assert config.engine_settings("vllm") == EngineSettings(program, {"A": "1"}, "tcp")
+    assert config.engine_settings("llamacpp").command == ("/srv/unigate/llama-server",)
+    assert config.engine_settings("external") == EngineSettings()
+
+
+def test_bare_program_is_left_to_path() -> None:
+    """A program without a slash is left as it is, to be looked up on PATH."""
+    config = read({"engines": {"vllm": {"command": "vllm serve"}}, "models": {"q": VLLM}})
+    assert config.engine_settings("vllm").command == ("vllm", "serve")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"HOME": "/home/ada"}, "/home/ada/.local/state/unigate/8081"),
+        ({"HOME": "/home/ada", "XDG_STATE_HOME": "/data/state"}, "/data/state/unigate/8081"),
+        ({"HOME": "/home/ada", "XDG_STATE_HOME": "state"}, "/home/ada/.local/state/unigate/8081"),
+    ],
+)
+def test_default_state_dir(environ: dict[str, str], expected: str) -> None:
+    """The state folder is one per port, in XDG_STATE_HOME if that is absolute, and the logs lie in it."""
+    gateway = with_gateway(Origin(Path("/srv"), environ), port=8081).gateway
+    assert (gateway.state_dir, gateway.log_dir) == (Path(expected), Path(expected, "logs"))
+
+
+def test_state_dir_relative_to_the_file() -> None:
+    """A relative state folder is relative to the folder of the file; logs follow it unless they have their own."""
+    assert with_gateway(state_dir="state").gateway.log_dir == Path("/srv/unigate/state/logs")
+    assert with_gateway(state_dir="state", log_dir="~/logs").gateway.log_dir == Path("/home/ada/logs")
+
+
+def test_frozen() -> None:
+    """Neither a field nor a mapping of a validated configuration can be changed."""
+    config = with_model(args={"a": 1}, env={"A": "1"})
+    with pytest.raises(ValidationError):
+        config.gateway.port = 1  # type: ignore[misc]
+    for mapping in (config.models, config.engines, config.models["qwen"].args, config.models["qwen"].env):
+        with pytest.raises(TypeError):
+            mapping["new"] = None  # type: ignore[index]
+
+
+def test_repr_holds_no_secret() -> None:
+    """Neither keys nor environment values nor engine options appear in what a log would print of a configuration."""
+    document = {
+        "gateway": {"keys": [{"name": "me", "key": "s3cret"}]},
+        "engines": {"vllm": {"env": {"HF_TOKEN": "s3cret"}}},
+        "models": {"q": {**VLLM, "args": {"api-key": "s3cret"}}, "far": {**EXTERNAL, "api_key": "s3cret"}},
+    }
+    config = read(document)
+    assert config.models["far"].api_key is not None
+    assert "s3cret" not in repr(config) + str(config)
+
+
+def test_validation_error_holds_no_secret() -> None:
+    """Even the raw pydantic error prints no value that it refused."""
+    with pytest.raises(ValidationError) as caught:
+        with_gateway(keys=[{"name": "me", "key": "s3cret with space"}], port="s3cret")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    """A gateway that only this machine reaches may be without a key."""
+    assert is_loopback(host)
+    assert with_gateway(host=host).gateway.host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "gpu-box"])
+def test_open_host_needs_a_key(host: str) -> None:
+    """A gateway that others can reach is refused without a key, unless told that this is meant."""
+    assert "no key" in complaints({"gateway": {"host": host}, "models": {"q": VLLM}})["gateway", "host"]
+    assert with_gateway(host=host, keys=[{"name": "me", "key": "k"}]).gateway.host == host
+    assert with_gateway(host=host, allow_unauthenticated="true").gateway.allow_unauthenticated
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0:8080", "http://0.0.0.0", "a b"])
+def test_host_is_an_address_alone(host: str) -> None:
+    """A host with a port, a scheme or nothing in it is refused."""
+    assert ("gateway", "host") in complaints({"gateway": {"host": host}, "models": {"q": VLLM}})
+
+
+def test_bracketed_ipv6_host() -> None:
+    """An IPv6 host may be written in brackets; it is kept without them, as sockets take it."""
+    assert with_gateway(host="[::1]").gateway.host == "::1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("port", 0),
+        ("port", 65_536),
+        ("port", True),
+        ("port", 80.5),
+        ("body_limit_bytes", 0),
+        ("log_keep", -1),
+        ("drain_timeout_s", -1),
+        ("drain_timeout_s", float("inf")),
+        ("drain_timeout_s", True),
+        ("access_log", 1),
+        ("queue", {"max_waiting": -1}),
+        ("timeouts", {"connect_s": 0}),
+        ("timeouts", {"idle_s": "nan"}),
+    ],
+)
+def test_gateway_bounds(key: str, value: object) -> None:
+    """A number out of its bounds, or a boolean in its place, is refused."""
+    (loc,) = complaints({"gateway": {key: value}, "models": {"q": VLLM}})
+    assert loc[:2] == ("gateway", key)
+
+
+def test_numbers_may_come_as_text() -> None:
+    """A number taken from the environment arrives as text and is read as a number."""
+    gateway = with_gateway(port="8081", queue={"max_wait_s": "1.5"}, access_log="off").gateway
+    assert (gateway.port, gateway.queue.max_wait_s, gateway.access_log) == (8081, 1.5, False)
+
+
+@pytest.mark.parametrize("secret", ["", "two words", "line\n", "schlüssel"])
+def test_keys_that_no_client_could_send(secret: str) -> None:
+    """A key that could not travel in an Authorization header is refused, the gateway's and an external server's."""
+    found = complaints({"gateway": {"keys": [{"name": "me", "key": secret}]}, "models": {"q": VLLM}})
+    assert list(found) == [("gateway", "keys", 0, "key")]
+    found = complaints({"models": {"far": {**EXTERNAL, "api_key": secret}}})
+    assert list(found) == [("models", "far", "api_key")]
+
+
+def test_keys_are_told_apart() -> None:
+    """Two keys with one name, or with one secret, are refused at the second."""
+    keys = [{"name": "me", "key": "a"}, {"name": "me", "key": "b"}, {"name": "you", "key": "a"}]
+    found = complaints({"gateway": {"keys": keys}, "models": {"q": VLLM}})
+    assert list(found) == [("gateway", "keys", 1, "name"), ("gateway", "keys", 2, "key")]
+
+
+def test_unknown_keys() -> None:
+    """An unknown key at any level is refused with the nearest known one, or with all of them."""
+    with pytest.raises(ValidationError) as caught:
+        read({"modles": {}, "gateway": {"queue": {"zzz": 1}}, "models": {"q": {**VLLM, "alias": ["a"]}}})
+    remedies = {error["loc"]: error["ctx"]["remedy"] for error in caught.value.errors()}
+    assert remedies == {
+        ("modles",): 'did you mean "models"?',
+        ("gateway", "queue", "zzz"): "known here: max_waiting, max_wait_s",
+        ("models", "q", "alias"): 'did you mean "aliases"?',
+    }
+
+
+def test_unknown_key_left_blank() -> None:
+    """An unknown key is refused even where nothing is written behind it."""
+    assert list(model_complaints(alias=None)) == [("alias",)]
+
+
+def test_misspelt_key_is_told_once() -> None:
+    """A misspelt required key is an unknown key, and not missing as well."""
+    assert complaints({"models": {"q": {"engine": "vllm", "weigths": "x"}}}) == {
+        ("models", "q", "weigths"): "unknown key"
+    }
+
+
+def test_all_problems_at_once() -> None:
+    """Wrong keys, wrong values, contradictions and taken names are reported together."""
+    document = {
+        "gateway": {"port": "x", "kees": []},
+        "engines": {"vlm": {}},
+        "models": {"a": {**VLLM, "aliases": ["b"], "load": "now"}, "b": {"engine": "external", "args": {}}},
+    }
+    assert set(complaints(document)) == {
+        ("gateway", "port"),
+        ("gateway", "kees"),
+        ("engines", "vlm"),
+        ("models", "a", "load"),
+        ("models", "a", "aliases", 0),
+        ("models", "b", "url"),
+        ("models", "b", "args"),
+    }
+
+
+@pytest.mark.parametrize("engine", ["lmdeploy", "ollama", "VLLM", "", 5])
+def test_unknown_engine(engine: object) -> None:
+    """A model's engine is one of those known, to the letter."""
+    assert list(model_complaints(engine=engine)) == [("engine",)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_need_their_source(engine: str) -> None:
+    """A launched engine needs weights, an external one an address."""
+    wanted = "url" if engine == "external" else "weights"
+    assert list(complaints({"models": {"q": {"engine": engine}}})) == [("models", "q", wanted)]
+
+
+@pytest.mark.parametrize("key", ["url", "api_key", "served_name"])
+def test_external_keys_elsewhere(key: str) -> None:
+    """What only an external model can use is refused in a launched one, however it is written."""
+    assert model_complaints(**{key: 5}) == {(key,): "is for engine: external only"}
+
+
+@pytest.mark.parametrize("key", ["weights", "template", "args", "env", "idle_unload_s", "stop_grace_s"])
+def test_launch_keys_on_external(key: str) -> None:
+    """What would silently do nothing on an external server is refused there."""
+    (message,) = complaints({"models": {"far": {**EXTERNAL, key: 5}}}).values()
+    assert "no effect" in message
+
+
+def test_external_engine_takes_no_settings() -> None:
+    """The section of the external engine may stand there, but only empty."""
+    assert read({"engines": {"external": None}, "models": {"q": VLLM}}).engine_settings("external") == EngineSettings()
+    assert ("engines", "external") in complaints({"engines": {"external": {"socket": "tcp"}}, "models": {"q": VLLM}})
+
+
+def test_readiness_by_model_list_is_for_external() -> None:
+    """A list of models proves an external server, never a launched engine."""
+    assert list(model_complaints(readiness="models")) == [("readiness",)]
+    assert read({"models": {"far": {**EXTERNAL, "readiness": "models"}}}).backend_settings()[0].readiness == "models"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:9000", "ftp://h/v1", "http://", "http://h:99999", "http://h:0", "http://h /v1", "http://h/?a=1"],
+)
+def test_bad_urls(url: str) -> None:
+    """An address is http or https with a host, and nothing behind its path."""
+    assert ("models", "far", "url") in complaints({"models": {"far": {"engine": "external", "url": url}}})
+
+
+def test_url_holds_no_password() -> None:
+    """An address with a password in it is refused without printing it."""
+    (message,) = complaints({"models": {"far": {"engine": "external", "url": "http://me:s3cret@h/v1"}}}).values()
+    assert "password" in message
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize("path", ["", "modelscope:Qwen/Qwen2.5", "https://h/x.gguf", "a\nb", 5])
+def test_bad_paths(path: object) -> None:
+    """Weights are a path on this machine: not an address, not a number, not empty."""
+    assert list(model_complaints(weights=path)) == [("weights",)]
+
+
+@pytest.mark.parametrize("name", ["", " q", "q ", "a\tb", "a\x7fb", "q" * 201])
+def test_bad_names(name: str) -> None:
+    """Names and aliases are printable, at most 200 characters, and have no space at their ends."""
+    assert list(complaints({"models": {name: VLLM}})) == [("models", name)]
+    assert list(model_complaints(aliases=[name])) == [("aliases", 0)]
+
+
+def test_names_with_a_slash() -> None:
+    """The names of model hubs are good names."""
+    assert list(read({"models": {"Qwen/Qwen2.5-7B": VLLM}}).models) == ["Qwen/Qwen2.5-7B"]
+
+
+def test_no_model_is_no_gateway() -> None:
+    """A configuration without a model is refused, missing or empty."""
+    assert list(complaints({})) == [("models",)]
+    assert list(complaints({"models": {}})) == [("models",)]
+
+
+def test_taken_names() -> None:
+    """A name means one model: an alias may be neither a model's name nor another's alias, and the error says whose."""
+    models = {"a": {**VLLM, "aliases": ["x", "b"]}, "b": {**VLLM, "aliases": ["x", "b"]}}
+    assert complaints({"models": models}) == {
+        ("models", "a", "aliases", 1): '"b" is already taken by models.b',
+        ("models", "b", "aliases", 0): '"x" is already taken by models.a.aliases[0]',
+        ("models", "b", "aliases", 1): '"b" is already taken by models.b',
+    }
+
+
+@pytest.mark.parametrize("name", ["UNIGATE_BACKEND_ID", "SPT_NOENV", "", "A=B"])
+def test_env_names(name: str) -> None:
+    """What the gateway sets itself, and what no environment can hold, is refused in both places."""
+    assert list(model_complaints(env={name: "x"})) == [("env", name)]
+    found = complaints({"engines": {"vllm": {"env": {name: "x"}}}, "models": {"q": VLLM}})
+    assert list(found) == [("engines", "vllm", "env", name)]
+
+
+@pytest.mark.parametrize("name", ["", "--", "a b", "--a=b"])
+def test_args_names(name: str) -> None:
+    """An option's key is its name and nothing else."""
+    assert list(model_complaints(args={name: 1})) == [("args", name)]
+
+
+def test_args_once() -> None:
+    """One option written with and without dashes is refused, as one of the two would be lost."""
+    assert list(model_complaints(args={"a": 1, "--a": 2})) == [("args", "--a")]
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, [[1]], [True], [None], float("nan"), [float("inf")]])
+def test_args_values(value: object) -> None:
+    """An option's value is a boolean, a finite number, text, or a flat list of numbers and texts."""
+    assert list(model_complaints(args={"a": value})) == [("args", "a")]
+
+
+@pytest.mark.parametrize("command", ["", [], [""], "vllm 'serve", 5, {"a": 1}, ["vllm", 5]])
+def test_bad_commands(command: object) -> None:
+    """A command that is empty, unreadable or no list of words is refused."""
+    found = complaints({"engines": {"vllm": {"command": command}}, "models": {"q": VLLM}})
+    assert [loc[:3] for loc in found] == [("engines", "vllm", "command")]
+
+
+def test_backoff_grows() -> None:
+    """The longest pause is not shorter than the first."""
+    assert list(model_complaints(backoff={"base_s": 10, "max_s": 5})) == [("backoff", "max_s")]
+
+
+def test_blank_sections_are_not_given() -> None:
+    """A key whose value was left blank counts as absent, as when all below it is commented out."""
+    blank = {"gateway": None, "engines": {"vllm": None}, "models": {"q": {**VLLM, "args": None, "backoff": None}}}
+    assert read(blank) == read({"engines": {"vllm": {}}, "models": {"q": VLLM}})
+
+
+def test_places() -> None:
+    """A place reads like a path through the file, with quotes around keys that would blur it."""
+    assert place(("models", "Qwen/Qwen2.5", "aliases", 0)) == 'models."Qwen/Qwen2.5".aliases[0]'
+    assert place(("models", "Qwen/Qwen2", "env")) == "models.Qwen/Qwen2.env"
+    assert place(("models", "a\x1bb")) == 'models."a\\u001bb"'
