@@ -1,0 +1,153 @@
+"""Metrics: the same set for every engine, each with its unit in its name, labels from the configuration only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from backends.lifecycle import Event, State
+from backends.supervisor import BackendStatus, Transition
+from gateway import __version__
+from gateway.observation import STATUS_CLIENT_GONE, Observation
+
+UNKNOWN = "_unknown"
+"""The model label of a request that named no configured model: what clients invent must not become a series."""
+
+LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+INTER_CHUNK_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+START_S = (1, 2.5, 5, 10, 20, 40, 60, 90, 120, 180, 300, 600, 1200, 1800)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
+
+# A ``_created`` series beside every counter and histogram would double what is scraped, and the text format's parsers
+# take it for a gauge of its own. prometheus_client knows only one switch for the whole process.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The gateway's metrics, in a registry of their own. Gauges are read from *statuses* when they are scraped."""
+
+    def __init__(self, statuses: Callable[[], Iterable[BackendStatus]]) -> None:
+        self._statuses = statuses
+        self.registry = registry = CollectorRegistry()
+        model = ("model", "engine")
+        self._requests = Counter(
+            "unigate_requests", "Requests answered, by HTTP status; 499: the client left.",
+            ("model", "endpoint", "code"), registry=registry,
+        )  # fmt: skip
+        self._duration = Histogram(
+            "unigate_request_duration_seconds", "From a request's head to the end of its answer.",
+            ("model", "endpoint"), buckets=LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self._ttft = Histogram(
+            "unigate_time_to_first_token_seconds", "From a request's head to the first non-empty delta of its stream.",
+            model, buckets=LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self._inter_chunk = Histogram(
+            "unigate_inter_chunk_seconds", "Between two consecutive pieces of a stream.",
+            model, buckets=INTER_CHUNK_S, registry=registry,
+        )  # fmt: skip
+        self._queue_wait = Histogram(
+            "unigate_queue_wait_seconds", "Waiting for a READY backend.",
+            model, buckets=(0.001, *LATENCY_S), registry=registry,
+        )  # fmt: skip
+        self._overhead = Histogram(
+            "unigate_gateway_overhead_seconds", "Added to the first byte by the gateway itself: no queue, no engine.",
+            ("endpoint",), buckets=OVERHEAD_S, registry=registry,
+        )  # fmt: skip
+        self._tokens = Counter(
+            "unigate_tokens", "Tokens as the engines count them.", (*model, "kind"), registry=registry
+        )
+        self._in_flight = Gauge(
+            "unigate_requests_in_flight", "Requests being worked on, those that wait included.", model,
+            registry=registry,
+        )  # fmt: skip
+        self._queue_depth = Gauge(
+            "unigate_queue_depth", "Requests waiting for a READY backend.", model, registry=registry
+        )
+        self._leases = Gauge("unigate_leases", "Exchanges under way with a backend.", model, registry=registry)
+        self._upstream_errors = Counter(
+            "unigate_upstream_errors", "Exchanges that failed, by kind.", (*model, "kind"), registry=registry
+        )
+        self._client_disconnects = Counter(
+            "unigate_client_disconnects", "Clients that left, by the phase of their request.", ("model", "phase"),
+            registry=registry,
+        )  # fmt: skip
+        self._backend_state = Gauge(
+            "unigate_backend_state", "1 for the state a backend is in, 0 for the others.", (*model, "state"),
+            registry=registry,
+        )  # fmt: skip
+        self._backend_starts = Counter(
+            "unigate_backend_starts", "Starts by how they ended: ready, failed, crashed, timed_out, stopped.",
+            (*model, "result"), registry=registry,
+        )  # fmt: skip
+        self._backend_restarts = Counter(
+            "unigate_backend_restarts", "Starts after a failure, by the diagnosis of that failure.",
+            (*model, "reason"), registry=registry,
+        )  # fmt: skip
+        self._backend_start_seconds = Histogram(
+            "unigate_backend_start_seconds", "From a start asked for to READY.", model, buckets=START_S,
+            registry=registry,
+        )  # fmt: skip
+        build = Gauge("unigate_build", "Always 1; the version is in the label.", ("version",), registry=registry)
+        build.labels(__version__).set(1)
+
+    def exposition(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        for status in self._statuses():
+            labels = (status.name, status.engine)
+            self._queue_depth.labels(*labels).set(status.waiting)
+            self._leases.labels(*labels).set(status.leases)
+            for state in State:
+                self._backend_state.labels(*labels, state.value).set(status.state is state)
+        return generate_latest(self.registry)
+
+    def in_flight(self, model: str, engine: str) -> Gauge:
+        """The gauge to count one request up and down on."""
+        return self._in_flight.labels(model, engine)
+
+    def inter_chunk(self, model: str, engine: str) -> Callable[[float], None]:
+        """Takes the gap before each piece of a stream but its first, in seconds."""
+        return self._inter_chunk.labels(model, engine).observe
+
+    def account(self, seen: Observation) -> None:
+        """Count one request that is over."""
+        model, engine = seen.model or UNKNOWN, seen.engine or UNKNOWN
+        self._requests.labels(model, seen.endpoint, str(seen.status)).inc()
+        self._duration.labels(model, seen.endpoint).observe(seen.duration_s)
+        if seen.sent_at is not None or seen.waited_s > 0:
+            self._queue_wait.labels(model, engine).observe(seen.waited_s)
+        if seen.ttft_s is not None:
+            self._ttft.labels(model, engine).observe(seen.ttft_s)
+        if seen.overhead_s is not None:
+            self._overhead.labels(seen.endpoint).observe(seen.overhead_s)
+        for kind, count in (("prompt", seen.prompt_tokens), ("completion", seen.completion_tokens)):
+            if count:
+                self._tokens.labels(model, engine, kind).inc(count)
+        if seen.upstream_error is not None:
+            self._upstream_errors.labels(model, engine, seen.upstream_error).inc()
+        if seen.status == STATUS_CLIENT_GONE:
+            self._client_disconnects.labels(model, seen.phase).inc()
+
+    def transition(self, change: Transition) -> None:
+        """Count one change of a backend's state."""
+        labels = (change.backend, change.engine)
+        if change.event is Event.BECAME_READY and change.started_in_s is not None:
+            self._backend_start_seconds.labels(*labels).observe(change.started_in_s)
+        if change.before is State.STARTING:
+            self._backend_starts.labels(*labels, _RESULTS[change.event]).inc()
+        if change.event is Event.BACKOFF_ELAPSED:
+            reason = change.diagnosis.code if change.diagnosis is not None else "unknown"
+            self._backend_restarts.labels(*labels, reason).inc()
+
+
+_RESULTS = {
+    Event.BECAME_READY: "ready",
+    Event.REJECTED: "failed",
+    Event.CRASHED: "crashed",
+    Event.START_TIMED_OUT: "timed_out",
+    Event.STOP_REQUESTED: "stopped",
+}

@@ -1,0 +1,60 @@
+"""`/v1/models`: what is configured, cold models included, at once and without asking any engine.
+
+Open WebUI gives the list 10 s (backend/open_webui/env.py AIOHTTP_CLIENT_TIMEOUT_MODEL_LIST, 0.12.4) and shows
+``status.value`` as a badge, in llama.cpp's words: loaded, loading, unloaded, failed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends.fleet import Fleet
+from backends.lifecycle import State
+from gateway.keys import Caller
+from gateway.routing import Route, Routes
+
+_SHOWN = {
+    State.READY: "loaded",
+    State.STARTING: "loading",
+    State.RECYCLING: "loading",
+    State.BACKOFF: "loading",
+    State.FAILED: "failed",
+    State.STOPPED: "unloaded",
+    State.DRAINING: "unloaded",
+    State.STOPPING: "unloaded",
+}
+
+
+class ModelList:
+    """The models as clients are shown them. *created*: seconds since the epoch, one value for all."""
+
+    def __init__(self, routes: Routes, fleet: Fleet, created: int) -> None:
+        self._routes = routes
+        self._fleet = fleet
+        self._created = created
+
+    def all(self, caller: Caller) -> dict[str, Any]:
+        """The list the caller may see."""
+        return {"object": "list", "data": [self._entry(route) for route in self._routes.visible(caller)]}
+
+    def one(self, name: str, caller: Caller) -> dict[str, Any]:
+        """One model by name or alias. Raises UnknownModel, NotAllowed."""
+        return self._entry(self._routes.resolve(name, caller))
+
+    def _entry(self, route: Route) -> dict[str, Any]:
+        status = self._fleet.status(route.backend.name)
+        shown: dict[str, Any] = {"value": _SHOWN[status.state], "state": status.state.value}
+        if status.phase:
+            shown["phase"] = status.phase
+        if status.diagnosis is not None:
+            shown["reason"] = status.diagnosis.reason
+        return {
+            "id": route.model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "unigate",
+            "engine": route.backend.engine,
+            "aliases": list(route.aliases),
+            "max_model_len": route.backend.context_length,
+            "status": shown,
+        }

@@ -1,0 +1,24 @@
+"""`/ready`: whether every model that is loaded at startup can answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends.fleet import Fleet
+from backends.lifecycle import State
+
+
+class Readiness:
+    """Ready once every startup model is READY, and no more once the gateway drains."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.is_draining = False
+
+    def report(self) -> tuple[bool, dict[str, Any]]:
+        """Whether it is ready, and the state of each startup model for whoever asks why not."""
+        startup = [status for status in self._fleet.statuses() if not status.on_demand]
+        is_ready = not self.is_draining and all(status.state is State.READY for status in startup)
+        states = {status.name: status.state.value for status in startup}
+        word = "draining" if self.is_draining else "ready" if is_ready else "not ready"
+        return is_ready, {"status": word, "models": states}

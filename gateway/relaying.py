@@ -1,0 +1,110 @@
+"""Bringing an engine's answer to the client: whole, or piece by piece as it comes.
+
+A stream that breaks ends in an error event, never in a ``[DONE]`` the engine did not send: a client that sees a stream
+end quietly believes it has the whole answer, and the OpenAI SDK raises nothing when ``[DONE]`` is missing
+(openai-python src/openai/_streaming.py, 3.54.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter as clock
+
+from gateway.client import Client, Headers
+from gateway.errors import BadGateway, GatewayError, from_upstream, translate
+from gateway.observation import Observation
+from gateway.sse import EventSplitter, EventTooLong, error_event
+from gateway.stream_watch import StreamWatch, usage_of
+from gateway.upstream import Answer, UpstreamError
+
+ERROR_LIMIT_BYTES = 64 * 1024
+ANSWER_LIMIT_BYTES = 256 * 1024 * 1024
+"""Of a whole answer. Embeddings of a full batch are tens of MiB; beyond this something is wrong with the engine."""
+
+EVENT_STREAM = b"text/event-stream"
+PASSED_ON = (b"content-type", b"retry-after")
+
+
+async def relay(
+    answer: Answer,
+    client: Client,
+    headers: Headers,
+    seen: Observation,
+    *,
+    wants_usage: bool,
+    observe_gap: Callable[[float], None],
+) -> bool:
+    """Bring *answer* to *client*; returns whether it was whole and good.
+
+    Raises GatewayError while nothing has been sent yet, UpstreamError likewise.
+    """
+    if answer.status >= 400:
+        raise translate(answer.status, await answer.read(ERROR_LIMIT_BYTES))
+    if answer.status != 200:
+        raise BadGateway(f"the backend answered {answer.status}, which is no answer to this", code="backend_garbage")
+    shown = [(name, value) for name, value in answer.headers if name in PASSED_ON]
+    content_type = next((value for name, value in shown if name == b"content-type"), b"")
+    if content_type.startswith(EVENT_STREAM):
+        no_buffering = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        await client.start(200, [*shown, *no_buffering, *headers])
+        return await _relay_stream(answer, client, seen, wants_usage, observe_gap)
+    body = await answer.read(ANSWER_LIMIT_BYTES)
+    if not body.lstrip().startswith(b"{"):
+        raise BadGateway("the backend answered something that is not a JSON object", code="backend_garbage")
+    seen.first_byte_at = clock()
+    seen.prompt_tokens, seen.completion_tokens = usage_of(body)
+    seen.relayed_at = clock()
+    await client.answer(200, [*shown, *headers], body)
+    return True
+
+
+async def _relay_stream(
+    answer: Answer, client: Client, seen: Observation, wants_usage: bool, observe_gap: Callable[[float], None]
+) -> bool:
+    watch = StreamWatch(wants_usage=wants_usage)
+    try:
+        await _relay_events(answer, client, seen, watch, observe_gap)
+    except UpstreamError as broken:
+        seen.upstream_error = type(broken).__name__
+        return await _break_off(client, seen, from_upstream(broken, seen.model or ""))
+    except EventTooLong:
+        problem = BadGateway("the backend sent an event longer than any should be", code="backend_garbage")
+        return await _break_off(client, seen, problem)
+    finally:
+        seen.prompt_tokens, seen.completion_tokens = watch.prompt_tokens, watch.completion_tokens
+    if watch.is_failed:
+        seen.error = seen.upstream_error = "error_in_stream"
+    elif not watch.is_done:
+        problem = BadGateway("the backend ended its stream before it was complete", code="backend_broke_off")
+        return await _break_off(client, seen, problem)
+    await client.finish()
+    return not watch.is_failed
+
+
+async def _relay_events(
+    answer: Answer, client: Client, seen: Observation, watch: StreamWatch, observe_gap: Callable[[float], None]
+) -> None:
+    splitter = EventSplitter()
+    last: float | None = None
+    async for chunk in answer.chunks():
+        if seen.first_byte_at is None:
+            seen.first_byte_at = clock()
+        shown = watch.take(splitter.feed(chunk))
+        if not shown:
+            continue
+        await client.write(shown[0] if len(shown) == 1 else b"".join(shown))
+        now = clock()
+        if last is None:
+            seen.relayed_at = now
+        else:
+            observe_gap(now - last)
+        last = now
+        if watch.has_token and seen.first_token_at is None:
+            seen.first_token_at = now
+
+
+async def _break_off(client: Client, seen: Observation, problem: GatewayError) -> bool:
+    """Tell the client, inside the stream, that it is not whole. A half event that was held back is dropped."""
+    seen.error = problem.code
+    await client.finish(error_event(problem.body()))
+    return False

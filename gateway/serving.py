@@ -1,0 +1,282 @@
+"""The data path: one request in eight steps, from its head to its account. Plain ASGI.
+
+Theory of operation
+-------------------
+admit -> read -> resolve -> enforce -> lease -> forward -> relay -> account, each a function, each with one type to hand
+over, each with its own way to refuse. Steps five to seven live inside nested ``async with`` blocks of one coroutine:
+whatever ends it, a good answer, an engine that dies, a client that leaves, a shutdown, the lease goes back and the
+upstream connection is closed or returned before the account is written. There is no lease in a generator's ``finally``
+(it may never run) and no middleware that hides a disconnect.
+
+A refusal before the first byte is an OpenAI error envelope with its status; after it, an error event in the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter as clock  # not loop.time(): uvloop's stands still for whole milliseconds
+
+import orjson
+
+from backends.adapter import TokenizeRequest, Unsupported
+from backends.fleet import Fleet
+from backends.supervisor import BackendUnavailable, Lease
+from gateway.client import Client, ClientGone, Headers, Receive, Scope, Send
+from gateway.enforcement import enforce
+from gateway.envelope import Envelope, read_envelope
+from gateway.errors import (
+    BadGateway,
+    BadRequest,
+    GatewayError,
+    InternalError,
+    Unavailable,
+    UnknownPath,
+    from_unavailable,
+    from_upstream,
+    translate,
+)
+from gateway.keys import Caller, Keyring
+from gateway.metrics import Metrics
+from gateway.observation import STATUS_CLIENT_GONE, Observation, log_line
+from gateway.relaying import relay
+from gateway.routing import Route, Routes
+from gateway.sse import error_event
+from gateway.upstream import UpstreamError, UpstreamPool
+
+GENERATION = {f"/v1/{endpoint}": endpoint for endpoint in ("chat/completions", "completions", "embeddings")}
+TOKENIZE = "/tokenize"
+TOKENIZE_LIMIT_BYTES = 64 * 1024 * 1024
+
+JSON = (b"content-type", b"application/json")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+_log = logging.getLogger("unigate.gateway")
+_access = logging.getLogger("unigate.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may take. *patience_s*: how long a client may neither send nor read, in seconds."""
+
+    body_bytes: int
+    max_wait_s: float
+    patience_s: float
+
+
+class Serving:
+    """The endpoints that need a model."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        routes: Routes,
+        fleet: Fleet,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        limits: Limits,
+        *,
+        access_log: bool = True,
+    ) -> None:
+        self._keyring = keyring
+        self._routes = routes
+        self._fleet = fleet
+        self._pool = pool
+        self._metrics = metrics
+        self._limits = limits
+        self._access_log = access_log
+        self.is_draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one POST to a path of GENERATION or to TOKENIZE."""
+        path: str = scope["path"]
+        client = Client(scope, receive, send, self._limits.patience_s)
+        seen = Observation(
+            request_id=_request_id(client.header(b"x-request-id")),
+            endpoint=path,
+            received_at=clock(),
+        )
+        try:
+            await self._serve(path, client, seen)
+        except ClientGone:
+            seen.status = STATUS_CLIENT_GONE
+        except GatewayError as problem:
+            await self._refuse(client, seen, problem)
+        except Exception:
+            # The ASGI boundary: a mistake of ours is told as such, and kept for us in the log.
+            _log.exception("request %s failed in %s", seen.request_id, seen.phase)
+            await self._refuse(client, seen, InternalError("the gateway made a mistake; its log has the details"))
+        finally:
+            self._account(seen)
+
+    async def _serve(self, path: str, client: Client, seen: Observation) -> None:
+        caller = self._admit(client)
+        seen.caller = caller.name
+        seen.phase = "read"
+        raw = await client.read_body(self._limits.body_bytes)
+        envelope = read_envelope(raw, client.header(b"content-type"))
+        seen.is_stream = envelope.is_stream
+        seen.phase = "resolve"
+        route = self._routes.resolve(envelope.model, caller)
+        seen.model, seen.engine = route.model, route.backend.engine
+        with self._metrics.in_flight(route.model, route.backend.engine).track_inprogress():
+            if path == TOKENIZE:
+                await self._tokenize(client, seen, route, envelope)
+            else:
+                await self._generate(client, seen, route, envelope, GENERATION[path])
+
+    def _admit(self, client: Client) -> Caller:
+        if self.is_draining:
+            message = "the gateway is shutting down"
+            raise Unavailable(message, code="draining", headers=[(b"retry-after", b"5"), (b"connection", b"close")])
+        return self._keyring.admit(client.header(b"authorization"))
+
+    async def _generate(
+        self, client: Client, seen: Observation, route: Route, envelope: Envelope, endpoint: str
+    ) -> None:
+        if endpoint not in route.adapter.endpoints:
+            raise UnknownPath(f"the engine of {route.model} has no /v1/{endpoint}", code="endpoint_not_supported")
+        seen.phase = "enforce"
+        body = orjson.dumps(enforce(envelope, route))
+
+        async def forward_and_relay(lease: Lease) -> bool:
+            seen.phase = "forward"
+            headers = _upstream_headers(seen.request_id, lease.authorization)
+            target = f"{lease.address.base_path}/{endpoint}"
+            seen.sent_at = clock()
+            async with self._pool.exchange(lease.address, "POST", target, headers, body) as answer:
+                seen.phase = "relay"
+                return await relay(
+                    answer,
+                    client,
+                    _own_headers(seen),
+                    seen,
+                    wants_usage=envelope.wants_usage,
+                    observe_gap=self._metrics.inter_chunk(route.model, route.backend.engine),
+                )
+
+        await self._with_lease(client, seen, route, forward_and_relay)
+        seen.status = 200
+
+    async def _with_lease(
+        self, client: Client, seen: Observation, route: Route, use: Callable[[Lease], Awaitable[bool]]
+    ) -> None:
+        """Lease the route's backend and *use* it while the client is there. Raises GatewayError, ClientGone."""
+        seen.phase = "lease"
+        asked_at = clock()
+        try:
+            async with client.watched(), self._fleet.lease(route.backend.name, self._limits.max_wait_s) as lease:
+                seen.waited_s = clock() - asked_at
+                if await use(lease):
+                    lease.release(answered=True)
+        except BackendUnavailable as problem:
+            seen.waited_s = clock() - asked_at
+            raise from_unavailable(problem) from problem
+        except UpstreamError as problem:
+            seen.upstream_error = type(problem).__name__
+            _log.warning("request %s: %s", seen.request_id, problem)
+            raise from_upstream(problem, route.model) from problem
+        seen.phase = "done"
+
+    async def _tokenize(self, client: Client, seen: Observation, route: Route, envelope: Envelope) -> None:
+        """vLLM's /tokenize, for every engine that can: ``{model, prompt | messages}`` -> ``{count, tokens}``."""
+        request = _tokenize_request(envelope)
+        enforce(envelope, route)
+        try:
+            plan = route.adapter.tokenize(request)
+        except Unsupported as problem:
+            raise BadRequest(str(problem), code="endpoint_not_supported") from problem
+
+        async def ask_and_answer(lease: Lease) -> bool:
+            seen.phase = "forward"
+            headers = _upstream_headers(seen.request_id, lease.authorization)
+            seen.sent_at = clock()
+            call = next(plan)
+            while True:
+                body = orjson.dumps({**(call.body or {}), "model": lease.served_name})
+                async with self._pool.exchange(lease.address, call.method, call.target, headers, body) as answer:
+                    content = await answer.read(TOKENIZE_LIMIT_BYTES)
+                if answer.status != 200:
+                    raise translate(answer.status, content)
+                try:
+                    call = plan.send(orjson.loads(content))
+                except StopIteration as done:
+                    result = done.value
+                    break
+                except (orjson.JSONDecodeError, KeyError, TypeError) as problem:
+                    raise BadGateway("the backend's tokenisation cannot be read", code="backend_garbage") from problem
+            seen.phase = "relay"
+            shown = {"count": len(result.tokens), "tokens": result.tokens, "max_model_len": result.context_length}
+            await client.answer(200, [JSON, *_own_headers(seen)], orjson.dumps(shown))
+            return True
+
+        await self._with_lease(client, seen, route, ask_and_answer)
+        seen.status = 200
+
+    async def _refuse(self, client: Client, seen: Observation, problem: GatewayError) -> None:
+        seen.status = problem.status
+        seen.error = problem.code or problem.type
+        if not client.has_started:
+            await client.answer(problem.status, [JSON, *problem.headers, *_own_headers(seen)], problem.body())
+        elif seen.is_stream and not client.is_finished:
+            await client.finish(error_event(problem.body()))
+
+    def _account(self, seen: Observation) -> None:
+        seen.ended_at = clock()
+        if seen.status == 0:  # cancelled from outside: the gateway is being stopped
+            seen.status = STATUS_CLIENT_GONE
+        self._metrics.account(seen)
+        if self._access_log:
+            _access.info("%s", log_line(seen))
+
+
+def _request_id(given: bytes | None) -> str:
+    """The client's own id when it is plain, else a new one."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode("ascii")
+    return f"req-{secrets.token_hex(12)}"
+
+
+def _own_headers(seen: Observation) -> Headers:
+    headers = [(b"x-request-id", seen.request_id.encode())]
+    if seen.engine is not None:
+        headers.append((b"x-unigate-engine", seen.engine.encode()))
+    return headers
+
+
+def _upstream_headers(request_id: str, authorization: str) -> Headers:
+    """What an engine is told: never the client's headers, which may hold its key.
+
+    vLLM makes X-Request-Id its own id of the request (entrypoints/serve/engine/serving.py, 0.32.0), and two requests
+    with one id would meet there; a client's id may repeat, so a suffix of ours makes it single.
+    """
+    headers = [
+        JSON,
+        (b"accept", b"application/json, text/event-stream"),
+        (b"accept-encoding", b"identity"),
+        (b"x-request-id", f"{request_id}-{secrets.token_hex(3)}".encode()),
+    ]
+    if authorization:
+        headers.append((b"authorization", authorization.encode()))
+    return headers
+
+
+def _tokenize_request(envelope: Envelope) -> TokenizeRequest:
+    body = envelope.body
+    prompt, messages = body.get("prompt"), body.get("messages")
+    if (prompt is None) == (messages is None):
+        raise BadRequest("give either prompt or messages", param="prompt", code="invalid_type")
+    if prompt is not None and not isinstance(prompt, str):
+        raise BadRequest("prompt must be text", param="prompt", code="invalid_type")
+    if messages is not None and not isinstance(messages, list):
+        raise BadRequest("messages must be a list", param="messages", code="invalid_type")
+    return TokenizeRequest(
+        prompt=prompt,
+        messages=messages,
+        # As vLLM has it: a template writes its own special tokens, a bare prompt has none.
+        add_special_tokens=bool(body.get("add_special_tokens", messages is None)),
+        add_generation_prompt=bool(body.get("add_generation_prompt", True)),
+    )
