@@ -1,0 +1,160 @@
+"""`/admin`: seeing and steering the backends. For this machine, or for keys marked ``admin: true``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response, StreamingResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from backends.fleet import Fleet
+from backends.lifecycle import State
+from backends.supervisor import BackendStatus
+from gateway import __version__
+from gateway.client import Client, Receive, Scope, Send
+from gateway.errors import BadRequest, GatewayError, NotAllowed, UnknownPath
+from gateway.keys import Keyring
+from gateway.serving import JSON
+
+MAX_WAIT_S = 3600.0
+WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the outcome; 0: answer at once.")]
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def admin_app(fleet: Fleet) -> FastAPI:
+    """The administration's routes, without their guard."""
+    app = FastAPI(title="Unigate administration", version=__version__, docs_url="/admin/docs", redoc_url=None,
+                  openapi_url="/admin/openapi.json")  # fmt: skip
+
+    def known(name: str) -> str:
+        if name not in {status.name for status in fleet.statuses()}:
+            names = ", ".join(status.name for status in fleet.statuses())
+            raise HTTPException(404, f"there is no backend {name!r}; there are: {names}")
+        return name
+
+    @app.get("/admin/backends")
+    async def list_backends() -> list[dict[str, Any]]:
+        """All backends as they stand."""
+        return [as_json(status) for status in fleet.statuses()]
+
+    @app.get("/admin/backends/{name:path}/logs")
+    async def read_log(
+        name: str, lines: Annotated[int, Query(ge=0, le=100_000)] = 100, follow: bool = False
+    ) -> Response:
+        """The last lines of a backend's log, then, with *follow*, new ones as they come."""
+        log = fleet.log(known(name))
+        if not follow:
+            return Response("".join(f"{line}\n" for line in log.tail(lines)), media_type="text/plain")
+        return StreamingResponse(_as_text(log.follow(lines)), media_type="text/plain")
+
+    @app.post("/admin/backends/{name:path}/load")
+    async def load(name: str, wait_s: WaitS = 0) -> dict[str, Any]:
+        """Start a backend, a failed one too."""
+        await fleet.load(known(name))
+        return await outcome(name, wait_s, State.READY, State.FAILED)
+
+    @app.post("/admin/backends/{name:path}/unload")
+    async def unload(name: str, wait_s: WaitS = 0) -> dict[str, Any]:
+        """Let running requests finish, then stop a backend. The next request for it starts it again."""
+        await fleet.unload(known(name))
+        return await outcome(name, wait_s, State.STOPPED)
+
+    @app.post("/admin/backends/{name:path}/restart")
+    async def restart(name: str, wait_s: WaitS = 0) -> dict[str, Any]:
+        """Let running requests finish, stop a backend and start it again."""
+        await fleet.unload(known(name))
+        await fleet.load(name)
+        return await outcome(name, wait_s, State.READY, State.FAILED)
+
+    @app.get("/admin/backends/{name:path}")
+    async def show_backend(name: str) -> dict[str, Any]:
+        """One backend as it stands."""
+        return as_json(fleet.status(known(name)))
+
+    async def outcome(name: str, wait_s: float, *states: State) -> dict[str, Any]:
+        if wait_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await fleet.settled(name, *states)
+        return as_json(fleet.status(name))
+
+    @app.exception_handler(StarletteHTTPException)
+    async def envelope(_: Request, problem: StarletteHTTPException) -> Response:
+        error: GatewayError = UnknownPath(str(problem.detail)) if problem.status_code == 404 else BadRequest(
+            str(problem.detail))  # fmt: skip
+        return Response(error.body(), problem.status_code, media_type="application/json")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, problem: RequestValidationError) -> Response:
+        first = problem.errors()[0]
+        error = BadRequest(f"{first['loc'][-1]}: {first['msg']}", param=str(first["loc"][-1]))
+        return Response(error.body(), error.status, media_type="application/json")
+
+    return app
+
+
+def as_json(status: BackendStatus) -> dict[str, Any]:
+    """A status as the administration shows it."""
+    return {**asdict(status), "state": status.state.value}
+
+
+async def _as_text(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    async for line in lines:
+        yield f"{line}\n"
+
+
+class AdminGuard:
+    """Lets in who sends an admin key, and who is on this machine and nobody's relay.
+
+    A proxy on this machine makes every client look local, so a forwarded request needs the key. So does one that a
+    browser sends for a page from elsewhere (its Origin), or under a name that is not this machine's (DNS rebinding).
+    """
+
+    def __init__(self, app: Any, keyring: Keyring) -> None:
+        self._app = app
+        self._keyring = keyring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with 403."""
+        client = Client(scope, receive, send, patience_s=60)
+        caller = self._keyring.find(client.header(b"authorization"))
+        if (caller is not None and caller.is_admin) or is_local(scope, client):
+            await self._app(scope, receive, send)
+            return
+        message = "/admin is open to this machine only, or to a key marked admin: true"
+        problem = NotAllowed(message, code="admin_only")
+        await client.answer(problem.status, [JSON], problem.body())
+
+
+def is_local(scope: Scope, client: Client) -> bool:
+    """Whether a request comes from this machine itself, and from no web page but our own."""
+    peer = scope.get("client")
+    if peer is None or not _is_loopback(peer[0]):
+        return False
+    if client.header(b"x-forwarded-for") is not None or client.header(b"forwarded") is not None:
+        return False
+    host = (client.header(b"host") or b"").decode("latin-1")
+    if _host_name(host) not in LOOPBACK_NAMES:
+        return False
+    origin = client.header(b"origin")
+    return origin is None or origin.decode("latin-1").partition("://")[2] == host
+
+
+def _host_name(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,179 @@
+"""The composition root: one configuration in, one running gateway out. Only this module constructs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from backends.engines import ADAPTERS
+from backends.fleet import Fleet
+from backends.places import Places, socket_folder
+from backends.probing import HttpProber
+from backends.process import LocalLauncher
+from backends.records import ProcessRecords
+from backends.start import Host
+from gateway.admin import AdminGuard, admin_app
+from gateway.config import Config
+from gateway.front_door import FrontDoor
+from gateway.keys import Caller, Keyring
+from gateway.metrics import Metrics
+from gateway.model_list import ModelList
+from gateway.readiness import Readiness
+from gateway.routing import Route, Routes
+from gateway.serving import Limits, Serving
+from gateway.upstream import UpstreamPool, UpstreamTimeouts
+
+KEEP_ALIVE_S = 75
+"""Of idle client connections; nginx's figure. uvicorn's own 5 s meets the pools of clients in mid-use."""
+CONNECTIONS_END_S = 5
+"""After the last answer, open connections get this long to be closed."""
+BACKLOG = 2048
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_log = logging.getLogger("unigate.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts of one gateway that have a beginning and an end."""
+
+    fleet: Fleet
+    pool: UpstreamPool
+    serving: Serving
+    readiness: Readiness
+    door: FrontDoor
+
+
+def build(config: Config) -> Gateway:
+    """Construct every part. To be called on the loop; nothing is started, opened or listened to yet."""
+    settings = config.gateway
+    keyring = Keyring(
+        (key.key.get_secret_value(), Caller(key.name, tuple(key.models), key.admin)) for key in settings.keys
+    )
+    host = Host(
+        launcher=LocalLauncher(secrets_of(config)),
+        prober=HttpProber(),
+        places=Places(socket_folder(settings.state_dir)),
+        records=ProcessRecords(settings.state_dir / "processes"),
+        start_gate=asyncio.Semaphore(1),
+    )
+    backends = config.backend_settings()
+    fleet = Fleet(
+        backends,
+        {engine: config.engine_settings(engine) for engine in ADAPTERS},
+        ADAPTERS,
+        host,
+        settings.log_dir,
+        log_rotate_bytes=settings.log_rotate_bytes,
+        log_keep=settings.log_keep,
+        max_waiting=settings.queue.max_waiting,
+    )
+    routes = Routes(
+        Route(backend.name, tuple(config.models[backend.name].aliases), backend, ADAPTERS[backend.engine])
+        for backend in backends
+    )
+    metrics = Metrics(fleet.statuses)
+    fleet.subscribe(metrics.transition)
+    timeouts = settings.timeouts
+    pool = UpstreamPool(UpstreamTimeouts(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s))
+    limits = Limits(settings.body_limit_bytes, settings.queue.max_wait_s, timeouts.send_s)
+    serving = Serving(keyring, routes, fleet, pool, metrics, limits, access_log=settings.access_log)
+    readiness = Readiness(fleet)
+    models = ModelList(routes, fleet, created=int(time.time()))
+    door = FrontDoor(serving, models, readiness, metrics, keyring, AdminGuard(admin_app(fleet), keyring))
+    return Gateway(fleet, pool, serving, readiness, door)
+
+
+def secrets_of(config: Config) -> frozenset[str]:
+    """Every secret of the configuration: none may reach an engine's environment by inheritance."""
+    keys = {key.key.get_secret_value() for key in config.gateway.keys}
+    return frozenset(keys | {model.api_key.get_secret_value() for model in config.models.values() if model.api_key})
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError when the port is taken: before any engine is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling: ours drains the backends first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    config: Config,
+    listener: socket.socket,
+    *,
+    while_running: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None,
+) -> None:
+    """Run a gateway on *listener* until SIGINT or SIGTERM, then drain, stop the engines, and return.
+
+    A second signal kills the engines and returns at once. *while_running* is run beside it, for those who want to
+    know how the start goes.
+    """
+    gateway = build(config)
+    server = _Server(uvicorn_config(gateway.door))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, _on_signal, number, stop, gateway, server)
+    http = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    beside = asyncio.create_task(while_running(gateway)) if while_running is not None else None
+    try:
+        await gateway.fleet.open()
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopping, http], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        gateway.serving.is_draining = gateway.readiness.is_draining = True
+    finally:
+        if beside is not None:
+            beside.cancel()
+        await gateway.fleet.close(config.gateway.drain_timeout_s)
+        server.should_exit = True
+        await asyncio.wait([http])
+        await gateway.pool.aclose()
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+    if beside is not None and beside.done() and not beside.cancelled():
+        beside.result()
+    http.result()
+
+
+def _on_signal(number: int, stop: asyncio.Event, gateway: Gateway, server: uvicorn.Server) -> None:
+    if stop.is_set():
+        _log.warning("%s again: killing the engines", signal.Signals(number).name)
+        gateway.fleet.kill()
+        server.force_exit = True
+    else:
+        _log.info("%s: letting running requests finish, then stopping the engines", signal.Signals(number).name)
+    stop.set()
+
+
+def uvicorn_config(door: FrontDoor) -> uvicorn.Config:
+    """uvicorn's settings, each different from its default for a reason."""
+    return uvicorn.Config(
+        door,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,  # ours says more
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # who is local is decided by the connection, not by a header
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=CONNECTIONS_END_S,
+        backlog=BACKLOG,
+    )

@@ -1,0 +1,153 @@
+"""`unigate check`: everything that can be known of a configuration without starting an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.adapter import Adapter
+from backends.engines import ADAPTERS
+from backends.ports import is_free
+from backends.settings import BackendSettings, EngineSettings
+from chat_templates.parsing import TemplateUnreadable, read_template
+from gateway.config import Config, Loc
+
+VERSION_TIMEOUT_S = 120.0
+"""`vllm --version` imports torch, which takes tens of seconds from a cold disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. *loc* is its place in the configuration; *remedy* is empty when all is well."""
+
+    loc: Loc
+    subject: str
+    is_good: bool
+    message: str
+    remedy: str = ""
+
+
+def static_findings(config: Config) -> list[Finding]:
+    """What the files and the machine tell at once: commands, weights, templates, options, the port. Blocks briefly."""
+    return [*_gateway(config), *_engines(config), *_models(config)]
+
+
+def _gateway(config: Config) -> Iterator[Finding]:
+    host, port = config.gateway.host, config.gateway.port
+    if is_free(host, port):
+        yield Finding(("gateway", "port"), "gateway", True, f"{host}:{port} is free")
+    else:
+        yield Finding(
+            ("gateway", "port"),
+            "gateway",
+            False,
+            f"port {port} of {host} is in use or not ours to open",
+            "stop what listens there, or write another gateway.port",
+        )
+    folder = next(path for path in (config.gateway.state_dir, *config.gateway.state_dir.parents) if path.exists())
+    if not os.access(folder, os.W_OK):
+        yield Finding(
+            ("gateway", "state_dir"),
+            "gateway",
+            False,
+            f"{folder}: cannot be written to",
+            "write another gateway.state_dir",
+        )
+
+
+def _engines(config: Config) -> Iterator[Finding]:
+    for engine in used_engines(config):
+        command = command_of(config, engine)
+        if not command:
+            continue
+        loc: Loc = ("engines", engine, "command") if engine in config.engines else ("models",)
+        found = shutil.which(command[0])
+        if found is None:
+            remedy = f"install {engine}, or write its command as engines.{engine}.command"
+            yield Finding(loc, engine, False, f"the command {command[0]} was not found", remedy)
+        else:
+            yield Finding(loc, engine, True, f"the command is {found}")
+
+
+def _models(config: Config) -> Iterator[Finding]:
+    for backend in config.backend_settings():
+        adapter = ADAPTERS[backend.engine]
+        if backend.weights is not None:
+            yield _weights(backend, backend.weights, adapter)
+        if backend.template_file is not None:
+            yield _template(backend, backend.template_file)
+        for problem in adapter.problems(backend):
+            yield Finding(("models", backend.name, "args"), backend.name, False, problem, "remove it")
+
+
+def _weights(backend: BackendSettings, weights: Path, adapter: Adapter) -> Finding:
+    loc: Loc = ("models", backend.name, "weights")
+    problem = adapter.weights_problem(weights)
+    if problem is not None:
+        return Finding(loc, backend.name, False, problem, f"correct models.{backend.name}.weights")
+    return Finding(loc, backend.name, True, f"weights {weights}")
+
+
+def _template(backend: BackendSettings, path: Path) -> Finding:
+    loc: Loc = ("models", backend.name, "template", "from")
+    try:
+        read_template(path)
+    except TemplateUnreadable as problem:
+        return Finding(loc, backend.name, False, f"chat template {problem}", "correct the template or its path")
+    return Finding(loc, backend.name, True, f"chat template {path} parses")
+
+
+def used_engines(config: Config) -> list[str]:
+    """The engines that some model uses, in the order of the file."""
+    return list(dict.fromkeys(model.engine for model in config.models.values()))
+
+
+def command_of(config: Config, engine: str) -> tuple[str, ...]:
+    """How *engine* is started here; empty for one we do not start."""
+    return config.engine_settings(engine).command or ADAPTERS[engine].default_command()
+
+
+async def version_findings(config: Config) -> list[Finding]:
+    """What the engines say of their version, asked all at once. Takes as long as the slowest needs to import itself."""
+    engines = [engine for engine in used_engines(config) if command_of(config, engine)]
+    found = await asyncio.gather(
+        *(asyncio.to_thread(engine_version, engine, config.engine_settings(engine)) for engine in engines)
+    )
+    return [
+        Finding(("engines", engine), engine, is_good, message, "" if is_good else "see that its command runs")
+        for engine, (is_good, message) in zip(engines, found, strict=True)
+    ]
+
+
+def engine_version(engine: str, settings: EngineSettings) -> tuple[bool, str]:
+    """Whether *engine* could be asked, and its version or the reason why not. Blocks, for at most VERSION_TIMEOUT_S."""
+    argv = ADAPTERS[engine].version_argv(settings)
+    if argv is None:
+        return True, "nothing to ask"
+    try:
+        done = subprocess.run(  # noqa: S603 - the operator's own command
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=VERSION_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **settings.env},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"{argv[0]} did not tell its version within {VERSION_TIMEOUT_S:g} s"
+    except OSError as problem:
+        return False, f"{argv[0]}: {problem.strerror}"
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    last = lines[-1].strip() if lines else f"exit code {done.returncode}"
+    if done.returncode != 0:
+        return False, f"{argv[0]} --version failed: {last}"
+    # Engines log on their way; the version is the last line of what they print to stdout.
+    printed = [line for line in done.stdout.splitlines() if line.strip()]
+    return True, (printed[-1].strip() if printed else last)

@@ -1,0 +1,273 @@
+"""The command `unigate`. Thin: each command reads its options, calls one module, and shows what came of it.
+
+Exit codes: 0 done; 1 something is wrong with what was asked for; 2 the configuration file or the command line cannot be
+used at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+import uvloop
+from rich.markup import escape
+
+from backends.records import StateFolderInUse, state_folder_lock
+from gateway import __version__, app, checking, console, doctor
+from gateway.admin_client import AdminClient, AdminError, find_gateway
+from gateway.config_file import ConfigError, ConfigFile, load_config_file, schema_text
+from gateway.log_files import open_logs
+from gateway.quickstart import QuickstartError, quickstart
+from gateway.starter_model import default_cache_dir
+
+Answer = TypeVar("Answer")
+
+DEFAULT_CONFIG = Path("unigate.yaml")
+PROBLEMS = 1
+UNUSABLE = 2
+
+cli = typer.Typer(
+    name="unigate",
+    help="One OpenAI-compatible address in front of vLLM, LMDeploy, Ollama and llama.cpp.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_cli = typer.Typer(help="About the configuration file.", no_args_is_help=True)
+cli.add_typer(config_cli, name="config")
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.", show_default=True)
+]
+GatewayConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", metavar="FILE", help="Find the gateway by its configuration. [default: unigate.yaml]"
+    ),
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help="The gateway's address, instead of a configuration.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name in the configuration.")]
+WaitOption = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0, help="Wait this long for the outcome.")]
+
+
+def main() -> None:
+    """The console script."""
+    cli()
+
+
+def _fail(message: str, code: int = PROBLEMS) -> NoReturn:
+    console.stderr().print(f"[bold red]error:[/] {escape(message)}")
+    raise typer.Exit(code)
+
+
+def _load(path: Path) -> ConfigFile:
+    try:
+        return load_config_file(path, os.environ)
+    except ConfigError as problem:
+        _fail(str(problem), UNUSABLE)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.stdout().print(f"unigate {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """One OpenAI-compatible address in front of vLLM, LMDeploy, Ollama and llama.cpp."""
+
+
+@cli.command()
+def serve(
+    config: ConfigOption = DEFAULT_CONFIG,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Serve what can be served; the rest is FAILED with its reason.")
+    ] = False,
+) -> None:
+    """Run the gateway and its engines until Ctrl-C or TERM."""
+    file = _load(config)
+    problems = [finding for finding in checking.static_findings(file.config) if not finding.is_good]
+    fatal = [finding for finding in problems if not keep_going or finding.loc[0] == "gateway"]
+    if fatal:
+        _fail("\n".join(_complaints(file, fatal)))
+    for line in _complaints(file, problems):
+        console.stderr().print(f"[yellow]warning:[/] {escape(line)}")
+    _serve(file)
+
+
+def _serve(file: ConfigFile) -> None:
+    settings = file.config.gateway
+    try:
+        with state_folder_lock(settings.state_dir):
+            open_logs(settings.log_dir, rotate_bytes=settings.log_rotate_bytes, keep=settings.log_keep)
+            with _listen(file) as listener:
+                console.stderr().print(f"unigate {__version__} at http://{settings.host}:{settings.port}/v1")
+                uvloop.run(app.serve(file.config, listener))
+    except StateFolderInUse as problem:
+        _fail(file.complaint(("gateway", "state_dir"), str(problem)))
+    except OSError as problem:
+        _fail(f"{problem.filename or settings.state_dir}: {problem.strerror}")
+
+
+def _listen(file: ConfigFile) -> socket.socket:
+    settings = file.config.gateway
+    try:
+        return app.listen(settings.host, settings.port)
+    except OSError as problem:
+        message = f"cannot listen on port {settings.port} of {settings.host}: {problem.strerror}"
+        _fail(file.complaint(("gateway", "port"), message, "stop what listens there, or write another gateway.port"))
+
+
+def _complaints(file: ConfigFile, findings: list[checking.Finding]) -> list[str]:
+    return [file.complaint(finding.loc, finding.message, finding.remedy) for finding in findings]
+
+
+@cli.command()
+def check(
+    config: ConfigOption = DEFAULT_CONFIG,
+    versions: Annotated[
+        bool, typer.Option(help="Also ask each engine for its version, which can take a minute.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Say everything that can be known of a configuration without starting an engine."""
+    file = _load(config)
+    findings = checking.static_findings(file.config)
+    if versions:
+        findings += asyncio.run(checking.version_findings(file.config))
+    if as_json:
+        console.stdout().print_json(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        console.stdout().print(console.findings_table(findings))
+    problems = [finding for finding in findings if not finding.is_good]
+    if problems:
+        _fail("\n".join(_complaints(file, problems)))
+
+
+@cli.command()
+def ps(config: GatewayConfigOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Show the backends of a running gateway."""
+    with _admin(config, url) as admin:
+        backends = _asked(admin.backends)
+    if as_json:
+        console.stdout().print_json(json.dumps(backends))
+    else:
+        console.stdout().print(console.backends_table(backends))
+
+
+@cli.command()
+def logs(
+    name: NameArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 100,
+    config: GatewayConfigOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Print the log of a backend."""
+    with _admin(config, url) as admin:
+        try:
+            for line in admin.log_lines(name, lines, follow=follow):
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+        except AdminError as problem:
+            _fail(str(problem))
+        except KeyboardInterrupt:
+            raise typer.Exit from None
+
+
+@cli.command()
+def load(name: NameArgument, wait: WaitOption = 0, config: GatewayConfigOption = None, url: UrlOption = None) -> None:
+    """Start a backend, a failed one too."""
+    _steer("load", name, wait, config, url)
+
+
+@cli.command()
+def unload(name: NameArgument, wait: WaitOption = 0, config: GatewayConfigOption = None, url: UrlOption = None) -> None:
+    """Let running requests finish, then stop a backend. The next request for it starts it again."""
+    _steer("unload", name, wait, config, url)
+
+
+@cli.command()
+def restart(
+    name: NameArgument, wait: WaitOption = 0, config: GatewayConfigOption = None, url: UrlOption = None
+) -> None:
+    """Let running requests finish, stop a backend and start it again."""
+    _steer("restart", name, wait, config, url)
+
+
+def _steer(action: str, name: str, wait_s: float, config: Path | None, url: str | None) -> None:
+    with _admin(config, url) as admin:
+        backend = _asked(lambda: admin.ask_for(action, name, wait_s))
+    console.stdout().print(console.backends_table([backend]))
+    if wait_s > 0 and backend["state"] != ("stopped" if action == "unload" else "ready"):
+        raise typer.Exit(PROBLEMS)
+
+
+def _admin(config: Path | None, url: str | None) -> AdminClient:
+    if config is None and DEFAULT_CONFIG.is_file():
+        config = DEFAULT_CONFIG
+    try:
+        return AdminClient(find_gateway(url, config, os.environ))
+    except ConfigError as problem:
+        _fail(str(problem), UNUSABLE)
+
+
+def _asked(question: Callable[[], Answer]) -> Answer:
+    try:
+        return question()
+    except AdminError as problem:
+        _fail(str(problem))
+
+
+@cli.command(name="doctor")
+def doctor_command(config: GatewayConfigOption = None, as_json: JsonOption = False) -> None:
+    """Report what this machine has: Python, engines, GPUs, memory, disks, ports, mirrors."""
+    if config is None and DEFAULT_CONFIG.is_file():
+        config = DEFAULT_CONFIG
+    readings = doctor.examine(_places(config), os.environ)
+    if as_json:
+        console.stdout().print_json(json.dumps([asdict(reading) for reading in readings]))
+    else:
+        console.stdout().print(console.readings_table(readings))
+
+
+def _places(config: Path | None) -> doctor.Places:
+    cache = default_cache_dir(os.environ).parent
+    if config is None:
+        return doctor.Places("127.0.0.1", 8080, {"cache": cache, "home": Path.home()})
+    settings = _load(config).config.gateway
+    return doctor.Places(
+        settings.host, settings.port, {"cache": cache, "state": settings.state_dir, "logs": settings.log_dir}
+    )
+
+
+@cli.command(name="quickstart")
+def quickstart_command() -> None:
+    """Get a small real model, write a configuration for it, and serve it."""
+    try:
+        quickstart(DEFAULT_CONFIG, os.environ)
+    except QuickstartError as problem:
+        _fail(str(problem))
+
+
+@config_cli.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration file."""
+    sys.stdout.write(schema_text())

