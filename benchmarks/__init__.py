@@ -1,0 +1,1 @@
+"""An ordinary client over HTTP that measures. Imports neither gateway nor backends."""
