@@ -10,17 +10,20 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from backends.engines import ADAPTERS
 from backends.fleet import Fleet
+from backends.lifecycle import State
 from backends.places import Places, socket_folder
 from backends.probing import HttpProber
 from backends.process import LocalLauncher
 from backends.records import ProcessRecords
 from backends.start import Host
+from backends.supervisor import Transition
 from gateway.admin import AdminGuard, admin_app
 from gateway.config import Config
 from gateway.front_door import FrontDoor
@@ -85,12 +88,19 @@ def build(config: Config) -> Gateway:
     fleet.subscribe(metrics.transition)
     timeouts = settings.timeouts
     pool = UpstreamPool(UpstreamTimeouts(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s))
+    fleet.subscribe(partial(_break_off, pool))
     limits = Limits(settings.body_limit_bytes, settings.queue.max_wait_s, timeouts.send_s)
     serving = Serving(keyring, routes, fleet, pool, metrics, limits, access_log=settings.access_log)
     readiness = Readiness(fleet)
     models = ModelList(routes, fleet, created=int(time.time()))
     door = FrontDoor(serving, models, readiness, metrics, keyring, AdminGuard(admin_app(fleet), keyring))
     return Gateway(fleet, pool, serving, readiness, door)
+
+
+def _break_off(pool: UpstreamPool, change: Transition) -> None:
+    """Whoever is still on a backend that is being ended gets an error now: no engine may wait for its clients."""
+    if change.after in (State.STOPPING, State.RECYCLING) and change.address is not None:
+        pool.break_off(change.address)
 
 
 def secrets_of(config: Config) -> frozenset[str]:

@@ -44,6 +44,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 HIGH_WATER_BYTES = 256 * 1024  # of untaken body: above it the socket is not read; taking all of it resumes
 HEAD_LIMIT_BYTES = 64 * 1024  # of head, and of any run of received bytes that brings no body
 _WRITE_SLICE_BYTES = 128 * 1024
+_CLOSE_TIMEOUT_S = 5.0
 _JOINED_BODY_BYTES = 64 * 1024  # up to here one copy is cheaper than a second write
 
 # RFC 9110 7.6.1; "trailer" belongs to chunked coding, which we take off.
@@ -286,6 +287,7 @@ class _Connection(asyncio.Protocol):
             self.is_complete
             and self._is_reusable
             and self._error is None
+            and not self._is_read_paused
             and self._unsent is None
             and self.is_open()
             and self._transport.get_write_buffer_size() == 0
@@ -298,8 +300,6 @@ class _Connection(asyncio.Protocol):
             self._answer._expire()
             self._answer = None
         self._wake()
-        if can_go_on and self._is_read_paused:
-            self._resume_reading()
         return can_go_on
 
     def is_open(self) -> bool:
@@ -609,13 +609,16 @@ class UpstreamPool:
         head = _request_head(address.authority, method, target, headers, len(body), self._idle_limit > 0)
         return Exchange(self, address, method, head, body)
 
-    def forget(self, address: Address) -> None:
-        """Close the idle connections to *address*, and let those in use not be used again: its backend stops."""
+    def break_off(self, address: Address) -> None:
+        """Close every connection to *address*, because its backend stops. Exchanges still running get BrokenAnswer.
+
+        vLLM does not end while a client stays connected to a stream it has given up (0.32.0: still there after 60 s).
+        """
         for connection in self._idle.pop(address, ()):
             connection.abort()
-        for connection in self._active:
-            if connection.address == address:
-                connection.retire()
+        for connection in [connection for connection in self._active if connection.address == address]:
+            text = f"{address}: the exchange was cut because the backend stops"
+            connection.fail(BrokenAnswer(text, sent=True, answered=False))
 
     async def aclose(self) -> None:
         """Close every connection and return when all are gone. Exchanges still running fail with BrokenAnswer."""
@@ -630,7 +633,8 @@ class UpstreamPool:
             connection.abort()
         if self._open:
             self._all_lost = asyncio.get_running_loop().create_future()
-            await self._all_lost
+            # Bounded, because a loop that forgets to report one end must not keep the gateway from ending.
+            await asyncio.wait({self._all_lost}, timeout=_CLOSE_TIMEOUT_S)
 
     def _take_idle(self, address: Address) -> _Connection | None:
         connections = self._idle.get(address)
@@ -670,8 +674,13 @@ class UpstreamPool:
             transport = await _secure(await _open_transport(asyncio.Protocol(), address), address, context)
             transport.set_protocol(connection)
             connection.connection_made(transport)
-        else:
+            return connection
+        try:
             await _open_transport(connection, address)
+        except BaseException:
+            # uvloop 0.23.0 closes a socket whose connect is cancelled but does not say connection_lost.
+            self._lost(connection)
+            raise
         return connection
 
     async def _tls_context(self) -> ssl.SSLContext:
