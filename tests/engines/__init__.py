@@ -1,0 +1,1 @@
+"""Tests against real engines; `environment` builds what they run on."""
