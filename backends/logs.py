@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -29,14 +30,20 @@ class LineSplitter:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._is_cut = False
 
     def feed(self, chunk: bytes) -> list[str]:
         """The lines *chunk* completes, without their ends; empty ones are dropped."""
         pieces = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
         self._rest = pieces.pop()
+        if self._is_cut:  # what is left of a line whose beginning was given out already
+            self._is_cut = not pieces
+            self._rest = b"" if self._is_cut else self._rest
+            pieces = pieces[1:]
         if len(self._rest) > LINE_LIMIT:
             pieces.append(self._rest)
             self._rest = b""
+            self._is_cut = True
         return [_text(piece) for piece in pieces if piece.strip()]
 
     def close(self) -> list[str]:
@@ -103,7 +110,8 @@ class BackendLog:
         for queue in self._followers:
             queue.put_nowait(None)
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, again: it was said when the line was written
+                self._file.close()
             self._file = None
 
     def _write_file(self, line: str) -> None:

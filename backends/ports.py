@@ -43,11 +43,16 @@ class PortPool:
 
 def is_free(host: str, port: int) -> bool:
     """Whether *port* of *host* can be bound now."""
+    try:
+        probe_address(host, port)
+    except OSError:
+        return False
+    return True
+
+
+def probe_address(host: str, port: int) -> None:
+    """Bind *port* of *host* and let it go. Raises OSError with the reason when it cannot be bound now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        probe.bind((host, port))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 
 from backends.adapter import Adapter, LaunchSpec
-from backends.diagnosis import Diagnosis
+from backends.diagnosis import Diagnosis, ExitStatus
 from backends.kill_set import read_entry
 from backends.lifecycle import Event
 from backends.logs import BackendLog
@@ -27,6 +28,8 @@ HEALTH_TIMEOUT_S = 5.0
 ACTIVITY_EVERY_S = 5.0
 TAIL_LINES = 400
 """How far back a diagnosis looks: vLLM prints its root cause well above its last line."""
+
+_log = logging.getLogger("unigate.backends")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,31 +145,51 @@ class Start:
         marker = f"{self._backend.name}:{secrets.token_hex(8)}"
         self.phase = "starting the process"
         self._log.note(f"run {self.generation}: {' '.join(spec.argv) or spec.address}")
+        first_line = self._log.lines_written
         self._host.records.write(ProcessRecord(self._backend.name, marker))
-        run = await self._host.launcher.start(spec, marker, self._on_line)
-        self._run = run
-        self._record(run, marker)
-        if self._stop.is_set():
-            run.terminate()
-        if self._kill_wanted:
-            run.kill()
-        readying = asyncio.create_task(self._become_ready(spec, run), name=f"ready {marker}")
-        readying.add_done_callback(lambda _: gate.leave())
         try:
-            status = await run.wait()
+            self._run = run = await self._host.launcher.start(spec, marker, self._on_line)
+            self._record(run, marker)
+            if self._stop.is_set():
+                run.terminate()
+            if self._kill_wanted:
+                run.kill()
+            status = await self._until_gone(spec, run, gate)
+        finally:
+            self._host.records.remove(self._backend.name)
+            self._run = None
+        # Only what this run printed: an earlier run's last words would explain this one's end wrongly.
+        tail = self._log.tail(min(TAIL_LINES, self._log.lines_written - first_line))
+        self._log.note(f"run {self.generation} ended: {status}")
+        return self._adapter.diagnose(status, tail)
+
+    async def _until_gone(self, spec: LaunchSpec, run: EngineRun, gate: _Gate) -> ExitStatus:
+        readying = asyncio.create_task(self._become_ready(spec, run), name=f"ready {self._backend.name}")
+        readying.add_done_callback(lambda _: gate.leave())
+        readying.add_done_callback(self._look_for_mistake)
+        try:
+            return await run.wait()
         finally:
             readying.cancel()
             await asyncio.wait([readying])
-            self._host.records.remove(self._backend.name)
-            self._run = None
-        self._log.note(f"run {self.generation} ended: {status}")
-        return self._adapter.diagnose(status, self._log.tail(TAIL_LINES))
+
+    def _look_for_mistake(self, readying: asyncio.Task[None]) -> None:
+        mistake = None if readying.cancelled() else readying.exception()
+        if mistake is None:
+            return
+        # Nobody watches this start any more: it must not stay STARTING for ever.
+        _log.error("%s: the readiness probe broke", self._backend.name, exc_info=mistake)
+        self._give_up(f"The readiness probe broke: {mistake!r}.")
 
     def _record(self, run: EngineRun, marker: str) -> None:
         leader = read_entry(run.session) if run.session else None
-        if leader is not None:
-            record = ProcessRecord(self._backend.name, marker, run.session, leader.started_ticks)
-            self._host.records.write(record)
+        if leader is None:
+            return
+        try:
+            self._host.records.write(ProcessRecord(self._backend.name, marker, run.session, leader.started_ticks))
+        except OSError as problem:
+            # The run is alive, and the record without its session still finds it by its marker.
+            self._log.note(f"cannot complete the process record: {problem}")
 
     def _on_line(self, line: str) -> None:
         self._log.write(line)
@@ -221,7 +244,7 @@ class Start:
             if failure.is_permanent:
                 raise _Refused(f"The engine runs but does not answer: {failure}") from failure
             return False
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
         return True
 

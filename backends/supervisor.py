@@ -61,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One change of state, as subscribers get it. *started_in_s* is set when it is the end of a start."""
+    """One change of state, as subscribers get it. *started_in_s* is set when it is the end of a start, in seconds."""
 
     backend: str
     engine: str
@@ -69,6 +69,8 @@ class Transition:
     event: Event
     after: State
     diagnosis: Diagnosis | None
+    address: Address | None = None
+    """Where the run concerned listens, or listened."""
     started_in_s: float | None = None
 
 
@@ -139,6 +141,7 @@ class Supervisor:
         self._generation = 0
         self._start: Start | None = None
         self._start_again = False
+        self._is_over = False
         self._attempts = Attempts()
         self._restarts = 0
         self._leases = 0
@@ -172,7 +175,10 @@ class Supervisor:
 
     def _ask(self, event: Event) -> asyncio.Future[None]:
         request = Request(event, asyncio.get_running_loop().create_future())
-        self._inbox.put_nowait(request)
+        if self._is_over:
+            _taken(request)
+        else:
+            self._inbox.put_nowait(request)
         return request.taken
 
     def end_drain(self) -> None:
@@ -241,7 +247,7 @@ class Supervisor:
         if lease is not None:
             return lease
         if len(self._waiters) >= self._max_waiting:
-            message = f"{len(self._waiters)} requests already wait for {self.backend.name}"
+            message = f"the queue for {self.backend.name} is full ({len(self._waiters)} waiting)"
             raise BackendUnavailable("queue_full", message, self._retry_after_s())
         try:
             async with asyncio.timeout(max_wait_s):
@@ -306,7 +312,13 @@ class Supervisor:
         finally:
             self._end_timers()
             self.kill()
+            self._start_again = False
             self._fail_waiters()
+            self._is_over = True
+            while not self._inbox.empty():
+                message = self._inbox.get_nowait()
+                if isinstance(message, Request):
+                    _taken(message)
 
     def _take(self, message: Request | Occurrence) -> None:
         if isinstance(message, Occurrence):
@@ -314,12 +326,13 @@ class Supervisor:
                 return
             event = message.event or self._event_of_end(message.diagnosis)
             diagnosis = message.diagnosis
-            if event is Event.STOP_REQUESTED and self._leases > 0:
-                return  # the idle timer; a lease was taken meanwhile, and its return arms the timer again
+            if event is Event.STOP_REQUESTED and (self._leases > 0 or self._state is not State.READY):
+                # The idle timer, too late: a lease was taken meanwhile, and its return arms the timer again; or the
+                # backend is leaving already, and a start asked for since must not be forgotten.
+                return
         else:
             event, diagnosis = message.event, None
-            if not message.taken.done():
-                message.taken.set_result(None)
+            _taken(message)
         if event is Event.START_REQUESTED and self._state in LEAVING:
             self._start_again = True
         elif event is Event.STOP_REQUESTED:
@@ -355,8 +368,10 @@ class Supervisor:
         started_in_s = now - self._started_at if event is Event.BECAME_READY else None
         is_failure = step.state in (State.RECYCLING, State.BACKOFF, State.FAILED) or before is State.BACKOFF
         told = self._diagnosis if is_failure else None
+        spec = self._start.spec if self._start is not None else None
+        address = spec.address if spec is not None else None
         self._announce(
-            Transition(self.backend.name, self.backend.engine, before, event, step.state, told, started_in_s)
+            Transition(self.backend.name, self.backend.engine, before, event, step.state, told, address, started_in_s)
         )
 
     def _keep_diagnosis(self, event: Event, diagnosis: Diagnosis | None) -> None:
@@ -490,3 +505,8 @@ class Supervisor:
             "It is restarted; its log holds the reason.",
         )
         self._inbox.put_nowait(Occurrence(generation, Event.BECAME_UNHEALTHY, diagnosis))
+
+
+def _taken(request: Request) -> None:
+    if not request.taken.done():
+        request.taken.set_result(None)

@@ -59,7 +59,7 @@ def _missing_shard(weights: Path) -> str | None:
         return None
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return f"{index}: is not a weight index"
     lost = sorted(shard for shard in shards if not (weights / str(shard)).is_file())
     if not lost:

@@ -68,10 +68,10 @@ PATTERNS = (
     ),
     pattern(
         "bad_template",
-        r"(failed to parse|error parsing) (chat|jinja) template",
+        r"failed to initialize chat template|chat template parsing error",
         "llama.cpp could not parse the chat template.",
         "Correct models.<name>.template.",
-        source="common/chat.cpp",
+        source="common/chat.cpp, tools/server/server-context.cpp, seen with build 11549",
     ),
     pattern(
         "weights_missing",

@@ -85,10 +85,11 @@ PATTERNS = (
     ),
     pattern(
         "weights_missing",
-        r"(Repo id must be|does not appear to have a file named config\.json|is not a local folder and is not a valid)",
+        r"Repo id must be|Invalid repository ID or local directory specified"
+        r"|does not appear to have a file named config\.json|is not a local folder and is not a valid",
         "vLLM found no model at the given path.",
         "Correct the model's weights.",
-        source="huggingface_hub HFValidationError, transformers 5 OSError",
+        source="huggingface_hub HFValidationError, transformers 5 OSError, vllm/transformers_utils/config.py",
     ),
     pattern(
         "bad_template",
@@ -103,6 +104,15 @@ PATTERNS = (
         "This vLLM does not know the model architecture {names}.",
         "Use a newer vLLM, or another engine.",
         source="vllm/model_executor/models/registry.py",
+    ),
+    # Last: what killed the core, if it was told, is a better reason than that it died.
+    pattern(
+        "engine_core_died",
+        r"EngineDeadError|EngineCore encountered an issue",
+        "vLLM's engine core died.",
+        "Its log holds the reason; without one, the kernel may have killed it for memory (see dmesg).",
+        source="vllm/v1/engine/exceptions.py, seen with 0.32.0 after kill -9 of the core",
+        permanent=False,
     ),
 )
 
