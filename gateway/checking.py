@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +14,11 @@ from pathlib import Path
 
 from backends.adapter import Adapter
 from backends.engines import ADAPTERS
-from backends.ports import is_free
+from backends.ports import probe_address
 from backends.settings import BackendSettings, EngineSettings
 from chat_templates.parsing import TemplateUnreadable, read_template
-from gateway.config import Config, Loc
+from gateway.config import Config
+from gateway.config_values import Loc
 
 VERSION_TIMEOUT_S = 120.0
 """`vllm --version` imports torch, which takes tens of seconds from a cold disk."""
@@ -39,25 +42,33 @@ def static_findings(config: Config) -> list[Finding]:
 
 def _gateway(config: Config) -> Iterator[Finding]:
     host, port = config.gateway.host, config.gateway.port
-    if is_free(host, port):
-        yield Finding(("gateway", "port"), "gateway", True, f"{host}:{port} is free")
+    try:
+        probe_address(host, port)
+    except OSError as problem:
+        yield address_finding(host, port, problem)
     else:
-        yield Finding(
-            ("gateway", "port"),
-            "gateway",
-            False,
-            f"port {port} of {host} is in use or not ours to open",
-            "stop what listens there, or write another gateway.port",
-        )
-    folder = next(path for path in (config.gateway.state_dir, *config.gateway.state_dir.parents) if path.exists())
-    if not os.access(folder, os.W_OK):
-        yield Finding(
-            ("gateway", "state_dir"),
-            "gateway",
-            False,
-            f"{folder}: cannot be written to",
-            "write another gateway.state_dir",
-        )
+        yield Finding(("gateway", "port"), "gateway", True, f"{host}:{port} is free")
+    folders = {"state_dir": config.gateway.state_dir}
+    if not config.gateway.log_dir.is_relative_to(config.gateway.state_dir):
+        folders["log_dir"] = config.gateway.log_dir
+    for key, folder in folders.items():
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            what = "cannot be written to" if existing.is_dir() else "is not a folder"
+            yield Finding(("gateway", key), "gateway", False, f"{existing}: {what}", f"write another gateway.{key}")
+
+
+def address_finding(host: str, port: int, problem: OSError) -> Finding:
+    """Why the gateway cannot listen on *port* of *host*, and what to do about it."""
+    if isinstance(problem, socket.gaierror) or problem.errno == errno.EADDRNOTAVAIL:
+        message, remedy = f"{host} is no address of this machine", "write 127.0.0.1, or 0.0.0.0 for every network"
+        return Finding(("gateway", "host"), "gateway", False, message, remedy)
+    if problem.errno == errno.EADDRINUSE:
+        message, remedy = f"port {port} of {host} is in use", "stop what listens there, or write another gateway.port"
+    else:
+        reason = problem.strerror or type(problem).__name__
+        message, remedy = f"port {port} of {host} cannot be opened: {reason}", "write another gateway.port"
+    return Finding(("gateway", "port"), "gateway", False, message, remedy)
 
 
 def _engines(config: Config) -> Iterator[Finding]:
@@ -114,7 +125,9 @@ def command_of(config: Config, engine: str) -> tuple[str, ...]:
 
 async def version_findings(config: Config) -> list[Finding]:
     """What the engines say of their version, asked all at once. Takes as long as the slowest needs to import itself."""
-    engines = [engine for engine in used_engines(config) if command_of(config, engine)]
+    commands = {engine: command_of(config, engine) for engine in used_engines(config)}
+    # One that is not there has been told of already.
+    engines = [engine for engine, command in commands.items() if command and shutil.which(command[0])]
     found = await asyncio.gather(
         *(asyncio.to_thread(engine_version, engine, config.engine_settings(engine)) for engine in engines)
     )
@@ -147,7 +160,7 @@ def engine_version(engine: str, settings: EngineSettings) -> tuple[bool, str]:
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     last = lines[-1].strip() if lines else f"exit code {done.returncode}"
     if done.returncode != 0:
-        return False, f"{argv[0]} --version failed: {last}"
+        return False, f"{argv[0]} did not tell its version: {last}"
     # Engines log on their way; the version is the last line of what they print to stdout.
     printed = [line for line in done.stdout.splitlines() if line.strip()]
     return True, (printed[-1].strip() if printed else last)

@@ -1,367 +1,69 @@
 """The configuration of one gateway as frozen, validated objects: what an operator may say, its bounds and its defaults.
-
 Every section is validated whole: unknown keys, missing keys, wrong values and keys that contradict each other are
-reported together. What pydantic cannot say in plain words is refused with a ``Refusal``, whose message and remedy
-``gateway.config_file`` prints beside the line. Validation never touches the disk: whether weights exist is the business
-of ``unigate check``.
+reported together, in the words of ``gateway.config_values``, which ``gateway.config_file`` prints beside the line.
+Validation never touches the disk: whether weights exist is the business of ``unigate check``.
 """
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
-import json
-import math
-import os
-import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     PlainValidator,
-    SecretStr,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, PydanticKnownError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from backends.engines import ADAPTERS
-from backends.settings import ArgValue, BackendSettings, EngineSettings, Timing
+from backends.settings import BackendSettings, EngineSettings, Timing
+from gateway.config_values import (
+    REFUSED,
+    AnyPath,
+    Args,
+    Command,
+    Env,
+    Flag,
+    HeaderSecret,
+    Host,
+    Loc,
+    Name,
+    Refusal,
+    Seconds,
+    SecondsFromOne,
+    SecondsOrZero,
+    TokenCount,
+    Url,
+    Whole,
+    freeze,
+    is_loopback,
+    name_fault,
+    nearest,
+    origin_of,
+    place,
+    quoted,
+    read_path,
+    refuse_all,
+    suggest,
+)
 
 Engine = Literal["vllm", "llamacpp", "external"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 """The engines a configuration may name; an engine added to the word above is known everywhere in this package."""
 
-RESERVED_ENV = ("UNIGATE_BACKEND_ID", "SPT_NOENV")
-"""Variables the gateway sets on every engine process: they are how orphans are found after a crash."""
-
-Loc = tuple[str | int, ...]
-"""A place in the document: mapping keys and list indices from the root (or from the section that speaks)."""
-
-REFUSED = "refused"
-"""The pydantic error type of every ``Refusal``; its context holds ``message``, ``remedy`` and ``other``."""
-
-_MONTH_S = 31 * 86_400
 _MIB = 1024 * 1024
 _TIMING = Timing()
 _UNSET: Any = None
-_T = TypeVar("_T")
-
-
-# -- refusing ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One thing that is wrong: where, why, what to do about it, and the absolute place it collides with, if any.
-
-    *loc* is relative to the section that found it. None of the texts ever holds a secret.
-    """
-
-    loc: Loc
-    message: str
-    remedy: str = ""
-    other: Loc = ()
-
-    def as_error(self) -> PydanticCustomError:
-        """The refusal as pydantic carries it; *loc* is not part of it."""
-        context = {"message": self.message, "remedy": self.remedy, "other": self.other}
-        return PydanticCustomError(REFUSED, "{message}", context)
-
-    def as_details(self) -> InitErrorDetails:
-        """The refusal with its place and without its input, so that no value can leak through the error."""
-        return InitErrorDetails(type=self.as_error(), loc=self.loc, input=None)
-
-
-def place(loc: Loc) -> str:
-    """*loc* as people read it: ``models.qwen.aliases[0]``; a key that is no plain word is quoted."""
-    text = ""
-    for part in loc:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            word = part if re.fullmatch(r"[\w/-]+", part) else quoted(part)
-            text += f".{word}" if text else word
-    return text
-
-
-def quoted(text: str) -> str:
-    """*text* in double quotes; one that a terminal could not show as it is, is escaped whole."""
-    return json.dumps(text, ensure_ascii=not text.isprintable())
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """The remedy for a wrong *word*: the nearest known one, else all of them in the order given."""
-    choices = list(known)
-    near = nearest(word, choices)
-    return f"did you mean {quoted(near)}?" if near else f"known here: {', '.join(choices)}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like *word*, or None when none is like it."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
-
-
-def _refuse(message: str, remedy: str = "") -> PydanticCustomError:
-    return Refusal((), message, remedy).as_error()
-
-
-def _refuse_all(title: str, details: Iterable[InitErrorDetails]) -> ValidationError:
-    return ValidationError.from_exception_data(title, list(details), hide_input=True)
-
-
-def _again(error: ErrorDetails) -> InitErrorDetails:
-    """An error of a finished validation in the form that a new ValidationError takes."""
-    context = error.get("ctx", {})
-    kind = PydanticCustomError(REFUSED, "{message}", context) if error["type"] == REFUSED else error["type"]
-    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
-
-
-# -- kinds of values --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a configuration comes from: pydantic's validation context.
-
-    Relative paths are relative to *folder*; *environ* gives HOME and XDG_STATE_HOME. Without an Origin they are the
-    process's own working folder and environment.
-    """
-
-    folder: Path
-    environ: Mapping[str, str]
-
-    def absolute(self, path: str) -> Path:
-        """*path* with ``~`` expanded, made absolute. Raises PydanticCustomError when the home is not known."""
-        home = self.environ.get("HOME")
-        if home and (path == "~" or path.startswith("~/")):
-            return Path(home, path[2:])
-        try:
-            return self.folder / Path(path).expanduser()
-        except RuntimeError as exc:
-            raise _refuse("begins with ~, but that home folder is not known", "write the whole path") from exc
-
-
-def _origin(info: ValidationInfo) -> Origin:
-    return info.context if isinstance(info.context, Origin) else Origin(Path.cwd(), os.environ)
-
-
-def _freeze(mapping: Mapping[str, _T]) -> Mapping[str, _T]:
-    return MappingProxyType(dict(mapping))
-
-
-def _no_bool_as_whole(value: object) -> object:
-    # YAML's yes/on/true would otherwise quietly become 1
-    if isinstance(value, bool):
-        raise PydanticKnownError("int_type")
-    return value
-
-
-def _no_bool_as_number(value: object) -> object:
-    if isinstance(value, bool):
-        raise PydanticKnownError("float_type")
-    return value
-
-
-def _no_number_as_flag(value: object) -> object:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        raise PydanticKnownError("bool_type")
-    return value
-
-
-def _check_name(name: str) -> str:
-    if fault := _name_fault(name):
-        raise _refuse(fault, "write a short printable name, such as Qwen/Qwen2.5-7B")
-    return name
-
-
-def _name_fault(name: str) -> str:
-    if not name:
-        return "must not be empty"
-    if len(name) > 200:
-        return f"must have at most 200 characters, not {len(name)}"
-    if not name.isprintable():
-        return "must not hold control characters or line breaks"
-    return "must not begin or end with a space" if name != name.strip() else ""
-
-
-def _check_header_secret(secret: SecretStr) -> SecretStr:
-    text = secret.get_secret_value()
-    if not text:
-        raise _refuse("must not be empty", "write a key, or take it from the environment: ${UNIGATE_KEY}")
-    # it travels as "Authorization: Bearer ...", where anything else would never match, or would end the header
-    if not re.fullmatch(r"[!-~]+", text):
-        raise _refuse(
-            "must consist of printable ASCII characters without spaces: no client could send it otherwise",
-            "check for a space or line break at its end",
-        )
-    return secret
-
-
-def _read_path(value: object, info: ValidationInfo) -> Path:
-    if isinstance(value, Path):
-        value = str(value)
-    if not isinstance(value, str):
-        raise PydanticKnownError("string_type")
-    if not value or not value.isprintable():
-        raise _refuse("must be a path" if value else "must not be empty", "write the path of a file or folder")
-    if re.match(r"[A-Za-z][\w+.-]*:", value):
-        raise _refuse("must be a path on this machine, not an address", "download it first and write where it lies")
-    return _origin(info).absolute(value)
-
-
-def _read_command(value: object, info: ValidationInfo) -> object:
-    words = value
-    if isinstance(value, str):
-        try:
-            words = shlex.split(value)
-        except ValueError as exc:
-            raise _refuse("has a quote that is never closed", "close it, or write the command as a list") from exc
-    if not isinstance(words, list | tuple):
-        raise PydanticKnownError("tuple_type")
-    if not words or words[0] == "":
-        raise _refuse("must not be empty", "write the program to run, or remove the key for the engine's default")
-    program = words[0]
-    # a bare word is looked up on PATH by whoever starts it
-    if isinstance(program, str) and ("/" in program or program.startswith("~")):
-        return (str(_origin(info).absolute(program)), *words[1:])
-    return tuple(words)
-
-
-def _check_env(env: Mapping[str, str]) -> Mapping[str, str]:
-    refusals = [Refusal((name,), *fault) for name, value in env.items() if (fault := _env_fault(name, value))]
-    if refusals:
-        raise _refuse_all("env", (refusal.as_details() for refusal in refusals))
-    return _freeze(env)
-
-
-def _env_fault(name: str, value: str) -> tuple[str, str] | None:
-    if name in RESERVED_ENV:
-        return "is set by unigate itself on every engine process", "remove it"
-    if not name or "=" in name or "\0" in name:
-        return "is not a name the environment can hold", "remove = and control characters from the name"
-    return ("must not hold a NUL character", "remove it") if "\0" in value else None
-
-
-def _read_arg(value: object) -> ArgValue:
-    if isinstance(value, list | tuple):
-        return tuple(_read_arg_item(item) for item in value)
-    if isinstance(value, bool):
-        return value
-    return _read_arg_item(value)
-
-
-def _read_arg_item(value: object) -> int | float | str:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _refuse("must be a finite number", "write a number, or quote it if the engine takes the word")
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        return value
-    raise _refuse(
-        "must be true or false, a number, text, or a list of numbers and texts",
-        "true is the bare flag; write a nested option as JSON in single quotes: '{\"key\": 1}'",
-    )
-
-
-def _strip_dashes(args: Mapping[str, ArgValue]) -> Mapping[str, ArgValue]:
-    refusals: list[Refusal] = []
-    options: dict[str, ArgValue] = {}
-    for name, value in args.items():
-        option = name.lstrip("-")
-        if not re.fullmatch(r"[^\s=]+", option):
-            message = "is not the name of an option"
-            refusals.append(Refusal((name,), message, "write the option as the key and its value after the colon"))
-        elif option in options:
-            refusals.append(Refusal((name,), f"sets the option {quoted(option)} twice", "keep one of them"))
-        options[option] = value
-    if refusals:
-        raise _refuse_all("args", (refusal.as_details() for refusal in refusals))
-    return _freeze(options)
-
-
-def _check_url(url: str) -> str:
-    example = "write it like http://127.0.0.1:9000/v1"
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address or re.search(r"[\s\x00-\x20\x7f]", url):
-        raise _refuse("must be an http or https address", example)
-    if parts.username is not None or parts.password is not None:
-        raise _refuse("must not hold a user or password", "put the key into api_key")
-    if parts.query or parts.fragment:
-        raise _refuse("must not have a ?query or a #fragment", example)
-    return url.rstrip("/")
-
-
-def _check_host(host: str) -> str:
-    bare = host.removeprefix("[").removesuffix("]")
-    if not bare or not bare.isprintable() or re.search(r"[\s/]", bare):
-        raise _refuse("must be a host name or an IP address", "127.0.0.1 is this machine only, 0.0.0.0 every network")
-    if bare.count(":") == 1:
-        raise _refuse("must be a host name or an IP address without a port", "put the port into gateway.port")
-    return bare
-
-
-def is_loopback(host: str) -> bool:
-    """Whether listening on *host* can be reached from this machine only. A name other than localhost never is."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-Whole = Annotated[int, BeforeValidator(_no_bool_as_whole)]
-Seconds = Annotated[float, Field(gt=0, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
-SecondsOrZero = Annotated[float, Field(ge=0, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
-SecondsFromOne = Annotated[float, Field(ge=1, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
-TokenCount = Annotated[int, Field(ge=1, le=100_000_000), BeforeValidator(_no_bool_as_whole)]
-Flag = Annotated[bool, BeforeValidator(_no_number_as_flag)]
-Name = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"minLength": 1, "maxLength": 200})]
-HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_secret), Field(json_schema_extra={"minLength": 1})]
-AnyPath = Annotated[Path, PlainValidator(_read_path), WithJsonSchema({"type": "string", "minLength": 1})]
-Url = Annotated[str, AfterValidator(_check_url), Field(json_schema_extra={"pattern": "^(https?://|.*\\$\\{)"})]
-
-# the YAML reader hands these over as they are typed, so numbers and booleans need no quotes
-_TYPED = {"type": ["string", "number", "boolean"]}
-Env = Annotated[
-    Mapping[str, Annotated[str, WithJsonSchema(_TYPED)]],
-    AfterValidator(_check_env),
-    Field(json_schema_extra={"propertyNames": {"not": {"enum": list(RESERVED_ENV)}}}),
-]
-Command = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_read_command),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": _TYPED, "minItems": 1}]},
-    ),
-]
-_ARG_ITEM = {"type": ["string", "number"]}
-Arg = Annotated[
-    ArgValue,
-    PlainValidator(_read_arg),
-    WithJsonSchema({"anyOf": [{"type": ["string", "number", "boolean"]}, {"type": "array", "items": _ARG_ITEM}]}),
-]
-
-
-def _no_mapping() -> Mapping[str, Any]:
-    return MappingProxyType({})
-
-
-# -- sections ---------------------------------------------------------------------------------------------------------
 
 
 class Section(BaseModel):
@@ -400,7 +102,7 @@ class Section(BaseModel):
             refusals.extend(section.objections())
             if not refusals:
                 return section
-        raise _refuse_all(cls.__name__, [*details, *(refusal.as_details() for refusal in refusals)])
+        raise refuse_all(cls.__name__, [*details, *(refusal.as_details() for refusal in refusals)])
 
     @classmethod
     def _validate_values(
@@ -427,6 +129,13 @@ class Section(BaseModel):
                 what = (field.description or "").rstrip(".")
                 yield Refusal((key,), "is missing", f"add it ({what[:1].lower()}{what[1:]})")
         yield from cls.contradictions(meant)
+
+
+def _again(error: ErrorDetails) -> InitErrorDetails:
+    """An error of a finished validation in the form that a new ValidationError takes."""
+    context = error.get("ctx", {})
+    kind = PydanticCustomError(REFUSED, "{message}", context) if error["type"] == REFUSED else error["type"]
+    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
 
 
 class KeyConfig(Section):
@@ -456,8 +165,8 @@ class TimeoutsConfig(Section):
 
 def _read_state_dir(value: object, info: ValidationInfo) -> Path:
     if value is not None:
-        return _read_path(value, info)
-    origin = _origin(info)
+        return read_path(value, info)
+    origin = origin_of(info)
     xdg = origin.environ.get("XDG_STATE_HOME", "")
     # the XDG specification has a relative path ignored
     base = Path(xdg) if xdg.startswith("/") else origin.absolute("~/.local/state")
@@ -465,7 +174,7 @@ def _read_state_dir(value: object, info: ValidationInfo) -> Path:
 
 
 def _read_log_dir(value: object, info: ValidationInfo) -> Path:
-    return _read_path(value, info) if value is not None else Path(info.data.get("state_dir", ""), "logs")
+    return read_path(value, info) if value is not None else Path(info.data.get("state_dir", ""), "logs")
 
 
 _PATH_SCHEMA = WithJsonSchema({"type": "string", "minLength": 1, "default": None})
@@ -474,9 +183,7 @@ _PATH_SCHEMA = WithJsonSchema({"type": "string", "minLength": 1, "default": None
 class GatewaySettings(Section):
     """The gateway itself: where it listens, who may use it, and its limits."""
 
-    host: Annotated[str, AfterValidator(_check_host)] = Field(
-        "127.0.0.1", description="Address to listen on; 0.0.0.0 for every network, which needs a key."
-    )
+    host: Host = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network, which needs a key.")
     port: Whole = Field(8080, ge=1, le=65_535, description="TCP port to listen on.")
     keys: tuple[KeyConfig, ...] = Field((), description="Keys clients may use; with none configured any key is taken.")
     allow_unauthenticated: Flag = Field(
@@ -521,6 +228,10 @@ class GatewaySettings(Section):
                 other = ("gateway", "keys", first, "key")
                 message = f"is the same secret as {place(other)}"
                 yield Refusal(("keys", index, "key"), message, "give each key its own secret", other)
+
+
+def _no_mapping() -> Mapping[str, Any]:
+    return MappingProxyType({})
 
 
 class EngineConfig(Section):
@@ -600,7 +311,7 @@ class ModelConfig(Section):
         None, description="Most tokens of one request, prompt and answer; default the engine's own."
     )
     template: TemplateConfig | None = Field(None, description="The chat template; default the one in the weights.")
-    args: Annotated[Mapping[str, Arg], AfterValidator(_strip_dashes)] = Field(
+    args: Args = Field(
         default_factory=_no_mapping,
         repr=False,
         description="The engine's own options, without dashes: true is the bare flag, false leaves it out.",
@@ -697,12 +408,12 @@ class Config(Section):
     gateway: GatewaySettings = Field(_UNSET, validate_default=True, description="The gateway itself.")
     engines: Annotated[
         Mapping[str, EngineConfig],
-        AfterValidator(_freeze),
+        AfterValidator(freeze),
         Field(json_schema_extra={"propertyNames": {"enum": list(ENGINES)}}),
     ] = Field(default_factory=_no_mapping, description="How each engine is started on this machine.")
     models: Annotated[
         Mapping[str, ModelConfig],
-        AfterValidator(_freeze),
+        AfterValidator(freeze),
         Field(json_schema_extra={"minProperties": 1, "propertyNames": {"minLength": 1, "maxLength": 200}}),
     ] = Field(description="The models by the names that clients ask for.")
 
@@ -739,7 +450,7 @@ def _name_refusals(models: Mapping[Any, object]) -> Iterator[Refusal]:
     taken: dict[str, Loc] = {}
     for name in models:
         taken[name] = ("models", name)
-        if fault := _name_fault(str(name)):
+        if fault := name_fault(str(name)):
             yield Refusal(("models", name), f"as a model's name {fault}", "write a short printable name")
     for name, model in models.items():
         for index, alias in enumerate(_aliases(model)):

@@ -31,7 +31,7 @@ import orjson
 
 from backends.diagnosis import Diagnosis
 from backends.supervisor import BackendUnavailable
-from gateway import upstream
+from gateway import upstream_errors as upstream
 
 MESSAGE_LIMIT = 2000
 
@@ -208,11 +208,16 @@ def from_upstream(problem: upstream.UpstreamError, model: str) -> GatewayError:
         case upstream.ConnectFailed() | upstream.ConnectTimedOut():
             message = f"the backend of {model} cannot be reached"
             return BadGateway(message, code="backend_unreachable", headers=retry_soon)
-        case upstream.FirstByteTimedOut() | upstream.IdleTimedOut():
+        case upstream.FirstByteTimedOut():
             return GatewayTimeout(f"the backend of {model} did not answer in time")
+        case upstream.IdleTimedOut():
+            return GatewayTimeout(f"the backend of {model} fell silent before its answer was complete")
         case upstream.BrokenAnswer():
             message = f"the backend of {model} closed the connection before its answer was complete"
             return BadGateway(message, code="backend_broke_off", headers=retry_soon)
+        case upstream.AnswerTooLong():
+            message = f"the backend of {model} sent an answer longer than any should be"
+            return BadGateway(message, code="backend_garbage")
         case _:
             message = f"the backend of {model} sent something that is not an HTTP answer"
             return BadGateway(message, code="backend_garbage")
@@ -242,8 +247,9 @@ def translate(status: int, body: bytes) -> BackendError:
     message = fields.get("message") or body[:MESSAGE_LIMIT].decode("utf-8", "replace").strip()
     code = fields.get("code")
     param = fields.get("param")
-    # An engine that wants a key is our configuration's affair, not the client's: its own key was in order.
-    shown = 502 if status in (401, 403) else status
+    # An engine that wants a key is our configuration's affair, not the client's: its own key was in order. And a number
+    # that is no HTTP status (RFC 9110 15) cannot be passed on.
+    shown = 502 if status in (401, 403) or status > 599 else status
     return BackendError(
         shown,
         str(message)[:MESSAGE_LIMIT] or f"the backend answered {status}",

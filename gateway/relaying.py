@@ -15,14 +15,16 @@ from gateway.errors import BadGateway, GatewayError, from_upstream, translate
 from gateway.observation import Observation
 from gateway.sse import EventSplitter, EventTooLong, error_event
 from gateway.stream_watch import StreamWatch, usage_of
-from gateway.upstream import Answer, UpstreamError
+from gateway.upstream_connection import Answer
+from gateway.upstream_errors import UpstreamError
 
-ERROR_LIMIT_BYTES = 64 * 1024
+ERROR_LIMIT_BYTES = 1024 * 1024
+"""Of an error's body; what is longer is cut. Engines quote the request they refuse, which may be long."""
 ANSWER_LIMIT_BYTES = 256 * 1024 * 1024
 """Of a whole answer. Embeddings of a full batch are tens of MiB; beyond this something is wrong with the engine."""
 
 EVENT_STREAM = b"text/event-stream"
-PASSED_ON = (b"content-type", b"retry-after")
+PASSED_ON = (b"content-type",)
 
 
 async def relay(
@@ -39,7 +41,9 @@ async def relay(
     Raises GatewayError while nothing has been sent yet, UpstreamError likewise.
     """
     if answer.status >= 400:
-        raise translate(answer.status, await answer.read(ERROR_LIMIT_BYTES))
+        problem = translate(answer.status, await _beginning(answer, ERROR_LIMIT_BYTES))
+        problem.headers = tuple((name, value) for name, value in answer.headers if name == b"retry-after")
+        raise problem
     if answer.status != 200:
         raise BadGateway(f"the backend answered {answer.status}, which is no answer to this", code="backend_garbage")
     shown = [(name, value) for name, value in answer.headers if name in PASSED_ON]
@@ -58,6 +62,15 @@ async def relay(
     return True
 
 
+async def _beginning(answer: Answer, limit_bytes: int) -> bytes:
+    body = b""
+    async for piece in answer.chunks():
+        body += piece
+        if len(body) >= limit_bytes:
+            break
+    return body[:limit_bytes]
+
+
 async def _relay_stream(
     answer: Answer, client: Client, seen: Observation, wants_usage: bool, observe_gap: Callable[[float], None]
 ) -> bool:
@@ -65,8 +78,9 @@ async def _relay_stream(
     try:
         await _relay_events(answer, client, seen, watch, observe_gap)
     except UpstreamError as broken:
-        seen.upstream_error = type(broken).__name__
-        return await _break_off(client, seen, from_upstream(broken, seen.model or ""))
+        if not watch.is_done:  # after [DONE] nothing is missing
+            seen.upstream_error = type(broken).__name__
+            return await _break_off(client, seen, from_upstream(broken, seen.model or ""))
     except EventTooLong:
         problem = BadGateway("the backend sent an event longer than any should be", code="backend_garbage")
         return await _break_off(client, seen, problem)

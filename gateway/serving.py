@@ -45,7 +45,8 @@ from gateway.observation import STATUS_CLIENT_GONE, Observation, log_line
 from gateway.relaying import relay
 from gateway.routing import Route, Routes
 from gateway.sse import error_event
-from gateway.upstream import UpstreamError, UpstreamPool
+from gateway.upstream import UpstreamPool
+from gateway.upstream_errors import UpstreamError
 
 GENERATION = {f"/v1/{endpoint}": endpoint for endpoint in ("chat/completions", "completions", "embeddings")}
 TOKENIZE = "/tokenize"

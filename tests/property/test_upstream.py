@@ -11,7 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backends.address import Address
-from gateway.upstream import GarbageAnswer, UpstreamError, UpstreamPool, _Connection
+from gateway.upstream import UpstreamPool
+from gateway.upstream_connection import Connection
+from gateway.upstream_errors import GarbageAnswer, UpstreamError
 
 CUTS = st.lists(st.integers(0, 100_000), max_size=12)
 NAMES = st.sampled_from(["X-A", "x-b", "Content-Type", "Server"])
@@ -42,7 +44,7 @@ class ValidAnswer:
 class Wire:
     """A transport that answers the first write with given pieces, one per loop turn, then EOF."""
 
-    def __init__(self, connection: _Connection, pieces: list[bytes]) -> None:
+    def __init__(self, connection: Connection, pieces: list[bytes]) -> None:
         self._connection = connection
         self._pieces = iter(pieces)
         self._is_closed = False
@@ -81,8 +83,8 @@ class WiredPool(UpstreamPool):
         super().__init__()
         self._wired = pieces
 
-    async def _dial(self, address: Address) -> _Connection:
-        connection = _Connection(self, address, asyncio.get_running_loop())
+    async def _dial(self, address: Address) -> Connection:
+        connection = Connection(self, address, asyncio.get_running_loop())
         wire: Any = Wire(connection, self._wired)
         connection.connection_made(wire)
         return connection

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from backends.settings import BackendSettings, EngineSettings, Timing
-from gateway.config import ENGINES, Config, Loc, Origin, is_loopback, place
+from gateway.config import ENGINES, Config
+from gateway.config_values import Loc, Origin, is_loopback, place
 
 ORIGIN = Origin(Path("/srv/unigate"), {"HOME": "/home/ada"})
 VLLM: Mapping[str, Any] = {"engine": "vllm", "weights": "llm/qwen"}

@@ -17,11 +17,11 @@ from gateway.config import Config
 from gateway.config_file import (
     FILE_LIMIT_BYTES,
     ConfigError,
-    Problem,
     json_schema,
     load_config,
     schema_text,
 )
+from gateway.yaml_document import Problem
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "unigate.yaml"

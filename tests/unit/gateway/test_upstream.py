@@ -20,21 +20,17 @@ import pytest
 import uvloop
 
 from backends.address import Address
-from gateway.upstream import (
-    HEAD_LIMIT_BYTES,
-    HIGH_WATER_BYTES,
-    Answer,
+from gateway.upstream import Exchange, UpstreamPool, UpstreamTimeouts
+from gateway.upstream_connection import HEAD_LIMIT_BYTES, HIGH_WATER_BYTES, Answer
+from gateway.upstream_errors import (
     AnswerTooLong,
     BrokenAnswer,
     ConnectFailed,
     ConnectTimedOut,
-    Exchange,
     FirstByteTimedOut,
     GarbageAnswer,
     IdleTimedOut,
     UpstreamError,
-    UpstreamPool,
-    UpstreamTimeouts,
 )
 
 Reader = asyncio.StreamReader
