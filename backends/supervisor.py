@@ -262,6 +262,8 @@ class Supervisor:
     async def _wait_for_ready(self) -> None:
         if self._state is State.FAILED:
             raise self._failed()
+        if self._is_over:
+            raise self._stopped()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         if self._state not in (State.STARTING, State.BACKOFF, State.RECYCLING):
@@ -295,6 +297,9 @@ class Supervisor:
         diagnosis = self._diagnosis
         message = f"{self.backend.name} has failed" + (f": {diagnosis}" if diagnosis is not None else "")
         return BackendUnavailable("model_failed", message, None, diagnosis)
+
+    def _stopped(self) -> BackendUnavailable:
+        return BackendUnavailable("model_stopped", f"{self.backend.name} was stopped", self._retry_after_s())
 
     # --- the one task ---
 
@@ -459,8 +464,7 @@ class Supervisor:
                 if self._state is State.FAILED:
                     waiter.set_exception(self._failed())
                 else:
-                    message = f"{self.backend.name} was stopped"
-                    waiter.set_exception(BackendUnavailable("model_stopped", message, self._retry_after_s()))
+                    waiter.set_exception(self._stopped())
 
     def _post_later(self, delay_s: float, event: Event) -> None:
         loop = asyncio.get_running_loop()

@@ -26,6 +26,8 @@ from gateway.serving import JSON
 MAX_WAIT_S = 3600.0
 WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the outcome; 0: answer at once.")]
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+RELAYED = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via")
+"""Headers that proxies put on what they pass on. Behind one on this machine that adds none, everybody looks local."""
 
 
 def admin_app(fleet: Fleet) -> FastAPI:
@@ -138,7 +140,7 @@ def is_local(scope: Scope, client: Client) -> bool:
     peer = scope.get("client")
     if peer is None or not _is_loopback(peer[0]):
         return False
-    if client.header(b"x-forwarded-for") is not None or client.header(b"forwarded") is not None:
+    if any(client.header(name) is not None for name in RELAYED):
         return False
     host = (client.header(b"host") or b"").decode("latin-1")
     if _host_name(host) not in LOOPBACK_NAMES:
@@ -149,7 +151,8 @@ def is_local(scope: Scope, client: Client) -> bool:
 
 def _host_name(host: str) -> str:
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        name, _, port = host[1:].partition("]")
+        return name if not port or port.startswith(":") else host
     return host.partition(":")[0]
 
 

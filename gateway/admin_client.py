@@ -30,7 +30,8 @@ def find_gateway(url: str | None, config: Path | None, environ: Mapping[str, str
     Raises ConfigError for a configuration that cannot be used.
     """
     if url or environ.get(URL_VARIABLE):
-        return (url or environ[URL_VARIABLE]).rstrip("/")
+        given = (url or environ[URL_VARIABLE]).rstrip("/")
+        return given if "://" in given else f"http://{given}"
     if config is None:
         return DEFAULT_URL
     settings = load_config(config, environ).gateway
@@ -39,13 +40,16 @@ def find_gateway(url: str | None, config: Path | None, environ: Mapping[str, str
 
 
 class AdminClient:
-    """One gateway's administration. Use it as a context manager."""
+    """One gateway's administration. Use it as a context manager. Raises AdminError for a *url* that is none."""
 
     def __init__(self, url: str, environ: Mapping[str, str] = os.environ) -> None:
         key = environ.get(KEY_VARIABLE)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._url = url
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=ANSWER_TIMEOUT_S, trust_env=False)
+        try:
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=ANSWER_TIMEOUT_S, trust_env=False)
+        except httpx.InvalidURL as problem:
+            raise AdminError(f"{url} is not an address ({problem}); write it like {DEFAULT_URL}") from None
 
     def __enter__(self) -> AdminClient:
         return self
@@ -55,14 +59,14 @@ class AdminClient:
 
     def backends(self) -> list[dict[str, Any]]:
         """All backends as they stand."""
-        found: list[dict[str, Any]] = self._ask("GET", "/admin/backends").json()
+        found: list[dict[str, Any]] = self._ask("GET", "/admin/backends")
         return found
 
     def ask_for(self, action: str, name: str, wait_s: float) -> dict[str, Any]:
         """``load``, ``unload`` or ``restart`` a backend; returns how it stands after at most *wait_s*."""
         path = f"/admin/backends/{quote(name)}/{action}"
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, read=wait_s + ANSWER_TIMEOUT_S)
-        found: dict[str, Any] = self._ask("POST", path, params={"wait_s": wait_s}, timeout=timeout).json()
+        found: dict[str, Any] = self._ask("POST", path, params={"wait_s": wait_s}, timeout=timeout)
         return found
 
     def log_lines(self, name: str, lines: int, *, follow: bool) -> Iterator[str]:
@@ -79,24 +83,31 @@ class AdminClient:
         except httpx.TransportError as problem:
             raise self._unreachable() from problem
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TransportError as problem:
             raise self._unreachable() from problem
         if not answer.is_success:
             raise AdminError(_refusal(answer))
-        return answer
+        try:
+            return answer.json()
+        except ValueError:
+            raise AdminError(_stranger(answer)) from None
 
     def _unreachable(self) -> AdminError:
         return AdminError(f"no gateway answers at {self._url}; start one with 'unigate serve', or name its --url")
+
+
+def _stranger(answer: httpx.Response) -> str:
+    return f"{answer.request.url} was answered {answer.status_code}, not as a gateway does; name another --url"
 
 
 def _refusal(answer: httpx.Response) -> str:
     try:
         message = str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        message = f"the gateway answered {answer.status_code}"
+        return _stranger(answer)
     if answer.status_code == httpx.codes.FORBIDDEN:
         return f"{message}; put the key into the environment variable {KEY_VARIABLE}"
     return message

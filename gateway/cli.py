@@ -7,6 +7,7 @@ used at all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -114,16 +115,32 @@ def serve(
 
 def _serve(file: ConfigFile) -> None:
     settings = file.config.gateway
+    with contextlib.ExitStack() as held:
+        _hold_state_folder(file, held)
+        _open_logs(file)
+        listener = held.enter_context(_listen(file))
+        console.stderr().print(f"unigate {__version__} at http://{settings.host}:{settings.port}/v1")
+        uvloop.run(app.serve(file.config, listener))
+
+
+def _hold_state_folder(file: ConfigFile, held: contextlib.ExitStack) -> None:
+    loc, folder = ("gateway", "state_dir"), file.config.gateway.state_dir
     try:
-        with state_folder_lock(settings.state_dir):
-            open_logs(settings.log_dir, rotate_bytes=settings.log_rotate_bytes, keep=settings.log_keep)
-            with _listen(file) as listener:
-                console.stderr().print(f"unigate {__version__} at http://{settings.host}:{settings.port}/v1")
-                uvloop.run(app.serve(file.config, listener))
+        held.enter_context(state_folder_lock(folder))
     except StateFolderInUse as problem:
-        _fail(file.complaint(("gateway", "state_dir"), str(problem)))
+        _fail(file.complaint(loc, str(problem)))
     except OSError as problem:
-        _fail(f"{problem.filename or settings.state_dir}: {problem.strerror}")
+        message = f"{problem.filename or folder}: {problem.strerror or problem}"
+        _fail(file.complaint(loc, message, "write another gateway.state_dir"))
+
+
+def _open_logs(file: ConfigFile) -> None:
+    settings = file.config.gateway
+    try:
+        open_logs(settings.log_dir, rotate_bytes=settings.log_rotate_bytes, keep=settings.log_keep)
+    except OSError as problem:
+        message = f"{problem.filename or settings.log_dir}: {problem.strerror or problem}"
+        _fail(file.complaint(("gateway", "log_dir"), message, "write another gateway.log_dir"))
 
 
 def _listen(file: ConfigFile) -> socket.socket:
@@ -131,15 +148,14 @@ def _listen(file: ConfigFile) -> socket.socket:
     try:
         return app.listen(settings.host, settings.port)
     except OSError as problem:
-        message = f"cannot listen on port {settings.port} of {settings.host}: {problem.strerror}"
-        _fail(file.complaint(("gateway", "port"), message, "stop what listens there, or write another gateway.port"))
+        _fail("\n".join(_complaints(file, [checking.address_finding(settings.host, settings.port, problem)])))
 
 
 def _complaints(file: ConfigFile, findings: list[checking.Finding]) -> list[str]:
     return [file.complaint(finding.loc, finding.message, finding.remedy) for finding in findings]
 
 
-@cli.command()
+@cli.command(short_help="Check a configuration without starting it.")
 def check(
     config: ConfigOption = DEFAULT_CONFIG,
     versions: Annotated[
@@ -198,13 +214,13 @@ def load(name: NameArgument, wait: WaitOption = 0, config: GatewayConfigOption =
     _steer("load", name, wait, config, url)
 
 
-@cli.command()
+@cli.command(short_help="Stop a backend until it is asked for.")
 def unload(name: NameArgument, wait: WaitOption = 0, config: GatewayConfigOption = None, url: UrlOption = None) -> None:
     """Let running requests finish, then stop a backend. The next request for it starts it again."""
     _steer("unload", name, wait, config, url)
 
 
-@cli.command()
+@cli.command(short_help="Stop a backend and start it again.")
 def restart(
     name: NameArgument, wait: WaitOption = 0, config: GatewayConfigOption = None, url: UrlOption = None
 ) -> None:
@@ -227,6 +243,8 @@ def _admin(config: Path | None, url: str | None) -> AdminClient:
         return AdminClient(find_gateway(url, config, os.environ))
     except ConfigError as problem:
         _fail(str(problem), UNUSABLE)
+    except AdminError as problem:
+        _fail(str(problem))
 
 
 def _asked(question: Callable[[], Answer]) -> Answer:
@@ -236,7 +254,7 @@ def _asked(question: Callable[[], Answer]) -> Answer:
         _fail(str(problem))
 
 
-@cli.command(name="doctor")
+@cli.command(name="doctor", short_help="Report what this machine has.")
 def doctor_command(config: GatewayConfigOption = None, as_json: JsonOption = False) -> None:
     """Report what this machine has: Python, engines, GPUs, memory, disks, ports, mirrors."""
     if config is None and DEFAULT_CONFIG.is_file():
@@ -258,7 +276,7 @@ def _places(config: Path | None) -> doctor.Places:
     )
 
 
-@cli.command(name="quickstart")
+@cli.command(name="quickstart", short_help="Get a small model and serve it.")
 def quickstart_command() -> None:
     """Get a small real model, write a configuration for it, and serve it."""
     try:

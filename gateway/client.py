@@ -129,9 +129,11 @@ class Client:
         self._writing_since = None
 
     async def finish(self, piece: bytes = b"") -> None:
-        """Send the last piece of the body."""
+        """Send the last piece of the body; waits like `write`."""
         self.is_finished = True
+        self._writing_since = self._clock()
         await self._send({"type": "http.response.body", "body": piece, "more_body": False})
+        self._writing_since = None
 
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole answer at once."""

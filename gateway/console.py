@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from rich.text import Text
 
 from gateway.checking import Finding
 from gateway.doctor import Reading
+
+PIPED_WIDTH = 200
+"""Columns of a table that goes into a pipe or a file: paths are not to be folded there."""
 
 GOOD = Text("ok", style="green")
 BAD = Text("problem", style="bold red")
@@ -92,7 +96,7 @@ def duration(seconds: float) -> str:
 
 def stdout() -> Console:
     """For what was asked for; plain when it is not a terminal, so that it can be piped."""
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def stderr() -> Console:

@@ -179,7 +179,10 @@ def _environment(environ: Mapping[str, str]) -> Iterator[Reading]:
 
 def without_password(value: str) -> str:
     """*value* as it is, or without the user and password when it is a URL that holds them."""
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return "set, but not readable as an address"
     if "@" not in parts.netloc:
         return value
     return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))

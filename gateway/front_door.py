@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from typing import Any
-from urllib.parse import unquote
 
 import orjson
 
@@ -69,7 +68,7 @@ class FrontDoor:
             _log.exception("%s %s failed", scope["method"], path)
             mistake = InternalError("the gateway made a mistake; its log has the details")
             status, headers, body = mistake.status, [JSON], mistake.body()
-        await client.answer(status, headers, b"" if scope["method"] == "HEAD" else body)
+        await client.answer(status, headers, body)  # to HEAD too: uvicorn leaves the body away
 
     def _short(self, path: str, method: str, client: Client) -> tuple[int, Headers, bytes]:
         known = path in ("/", "/health", "/ready", "/metrics", MODELS) or path.startswith(f"{MODELS}/")
@@ -85,15 +84,11 @@ class FrontDoor:
         if path == "/metrics":
             return 200, [(b"content-type", exposition.CONTENT_TYPE)], self._metrics.exposition()
         if path == "/":
-            return (
-                200,
-                [JSON],
-                orjson.dumps({"name": "unigate", "api": "/v1", "ready": "/ready", "metrics": "/metrics"}),
-            )
+            return 200, [JSON], orjson.dumps(FRONT_PAGE)
         caller = self._keyring.admit(client.header(b"authorization"))
         if path == MODELS:
             return 200, [JSON], orjson.dumps(self._models.all(caller))
-        return 200, [JSON], orjson.dumps(self._models.one(unquote(path.removeprefix(f"{MODELS}/")), caller))
+        return 200, [JSON], orjson.dumps(self._models.one(path.removeprefix(f"{MODELS}/"), caller))
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, problem: GatewayError) -> None:
         client = Client(scope, receive, send, patience_s=60)

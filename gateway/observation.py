@@ -67,7 +67,7 @@ def log_line(seen: Observation) -> str:
         "status": seen.status,
         "ms": f"{seen.duration_s * 1000:.1f}",
     }
-    if seen.waited_s > 0:
+    if seen.waited_s >= 0.001:
         fields["queue_ms"] = f"{seen.waited_s * 1000:.1f}"
     if seen.ttft_s is not None:
         fields["ttft_ms"] = f"{seen.ttft_s * 1000:.1f}"
