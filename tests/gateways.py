@@ -266,10 +266,10 @@ def running_gateway(
 ) -> Iterator[Gateway]:
     """A gateway with *models*, ready unless *is_ready* is False; ended and looked over afterwards.
 
-    *settings* are further keys of its ``gateway`` section, *engines* another such section, *environ* further variables, *words*
-    further options of ``unigate serve``.
+    *settings* are further keys of its ``gateway`` section, *engines* another such section, *environ* further variables,
+    *words* further options of ``unigate serve``.
     """
-    gateway = start_gateway(folder, models, settings=settings, engines=engines, environ=environ)
+    gateway = start_gateway(folder, models, settings=settings, engines=engines, environ=environ, words=words)
     try:
         gateway.until_serving()
         if is_ready:

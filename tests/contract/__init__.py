@@ -1,0 +1,1 @@
+"""What a gateway promises, asked of a real one."""

@@ -584,7 +584,7 @@ def test_unit_gives_the_gateway_its_folders_and_no_more() -> None:
 def test_readme_names_the_files_and_paths_of_the_unit() -> None:
     """Whoever follows the README ends with the paths that the unit starts from."""
     readme = (DEPLOY / "README.md").read_text()
-    binary, _, _, config = shlex.split(unit_value("ExecStart"))
+    binary, *_, config = shlex.split(unit_value("ExecStart"))
     for path in (Path(binary).parent.parent, config, unit_value("EnvironmentFile").lstrip("-")):
         assert str(path) in readme
     named = re.findall(r"^\| (`[^|]+`) \| .{20,}", readme, re.MULTILINE)

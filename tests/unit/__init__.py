@@ -1,0 +1,1 @@
+"""Decisions, each for itself: no socket, no process, no waiting."""

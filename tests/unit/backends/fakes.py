@@ -1,0 +1,268 @@
+"""A launcher, a prober and an adapter without processes or sockets, and a supervisor that lives on them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from backends.adapter import LaunchSpec
+from backends.diagnosis import ExitStatus
+from backends.engines import ADAPTERS
+from backends.lifecycle import State
+from backends.logs import BackendLog
+from backends.places import Places
+from backends.process import SpawnFailed
+from backends.records import ProcessRecords
+from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.start import Host
+from backends.supervisor import BackendUnavailable, Lease, Supervisor, Transition
+
+LIMIT_S = 20.0
+"""The longest any wait of a test may take; every one of them is for an event that comes at once."""
+
+OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+"""A line after which vLLM's adapter calls an end permanent."""
+
+CALM = Timing(
+    start_stall_timeout_s=60,
+    start_timeout_s=60,
+    stop_grace_s=60,
+    drain_timeout_s=60,
+    backoff_base_s=0.001,
+    backoff_max_s=0.002,
+    backoff_reset_s=600,
+    max_failed_starts=3,
+    health_interval_s=0.001,
+    health_timeout_s=1,
+    health_failures=2,
+    probe_timeout_s=1,
+)
+"""Clocks that do not run out while a test looks, and pauses so short that it need not wait for them."""
+
+
+@dataclass(eq=False)
+class FakeRun:
+    """A run that ends when it is told to: by the test, by TERM unless it is *deaf*, by KILL always."""
+
+    number: int
+    spec: LaunchSpec
+    marker: str
+    say: Callable[[str], None]
+    deaf: bool = False
+    pid: int | None = None
+    session: int = 0
+    signals: list[str] = field(default_factory=list)
+    status: asyncio.Future[ExitStatus] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    is_answering: asyncio.Event = field(default_factory=asyncio.Event)
+    is_well: bool = True
+    health_calls: int = 0
+    refusal: Exception | None = None
+    read_bytes: Callable[[], int] = lambda: 0
+
+    async def wait(self) -> ExitStatus:
+        """Until it has ended."""
+        return await asyncio.shield(self.status)
+
+    def terminate(self) -> None:
+        """Ends it, unless it is deaf."""
+        self.signals.append("TERM")
+        if not self.deaf:
+            self.end(ExitStatus(code=0))
+
+    def kill(self) -> None:
+        """Ends it."""
+        self.signals.append("KILL")
+        self.end(ExitStatus(signal=9))
+
+    def bytes_read(self) -> int:
+        """What the test says."""
+        return self.read_bytes()
+
+    def end(self, status: ExitStatus) -> None:
+        """The process is gone."""
+        if not self.status.done():
+            self.status.set_result(status)
+
+    async def checked(self, times: int) -> None:
+        """Until so many health checks in all have come."""
+        await until(lambda: self.health_calls >= times)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self.status.done()
+
+
+class FakeLauncher:
+    """Keeps every run it starts; *deaf* and *session* shape the next ones, *failures* are raised instead."""
+
+    def __init__(self) -> None:
+        self.runs: list[FakeRun] = []
+        self.failures: list[SpawnFailed] = []
+        self.deaf = False
+        self.session = 0
+        self.most_alive = 0
+        self._changed = asyncio.Event()
+
+    async def start(self, spec: LaunchSpec, marker: str, on_line: Callable[[str], None]) -> FakeRun:
+        """A run, in the next turn of the loop as with a real process."""
+        await asyncio.sleep(0)
+        if self.failures:
+            raise self.failures.pop(0)
+        run = FakeRun(len(self.runs) + 1, spec, marker, on_line, deaf=self.deaf, session=self.session)
+        self.runs.append(run)
+        self.most_alive = max(self.most_alive, len(self.alive))
+        self._changed.set()
+        return run
+
+    @property
+    def alive(self) -> list[FakeRun]:
+        """The runs that have not ended."""
+        return [run for run in self.runs if run.is_alive]
+
+    async def started(self, number: int = 0) -> FakeRun:
+        """Run *number*, or the living one, as soon as there is one."""
+        while True:
+            found = [run for run in self.runs if (run.number == number if number else run.is_alive)]
+            if found:
+                return found[-1]
+            self._changed.clear()
+            await self._changed.wait()
+
+
+class FakeProber:
+    """Answers as the run behind the address is set: silent until it answers, then well or not."""
+
+    def __init__(self, launcher: FakeLauncher) -> None:
+        self._launcher = launcher
+
+    def _run(self, spec: LaunchSpec) -> FakeRun:
+        return next(run for run in reversed(self._launcher.runs) if run.spec is spec)
+
+    async def is_healthy(self, spec: LaunchSpec, timeout_s: float) -> bool:
+        """False at once while it is unwell; else True once it answers."""
+        run = self._run(spec)
+        run.health_calls += 1
+        if not run.is_well:
+            return False
+        await run.is_answering.wait()
+        return run.is_well
+
+    async def prove(self, spec: LaunchSpec, timeout_s: float) -> None:
+        """Raises the run's refusal."""
+        refusal = self._run(spec).refusal
+        if refusal is not None:
+            raise refusal
+
+
+class World:
+    """One supervisor over fakes: *transitions* is all it published. Made by `living_backend`."""
+
+    def __init__(self, folder: Path, backend: BackendSettings, *, max_waiting: int = 256) -> None:
+        self.launcher = FakeLauncher()
+        self.transitions: list[Transition] = []
+        self.leases: list[Lease] = []
+        self._published = asyncio.Event()
+        self.records = ProcessRecords(folder / "records")
+        self.host = Host(
+            self.launcher, FakeProber(self.launcher), Places(folder / "sockets"), self.records, asyncio.Semaphore(1)
+        )
+        self.log = BackendLog(folder / "backend.log")
+        self.supervisor = Supervisor(
+            backend,
+            EngineSettings(),
+            ADAPTERS[backend.engine],
+            self.host,
+            self.log,
+            self._publish,
+            max_waiting=max_waiting,
+        )
+        self.task = asyncio.create_task(self.supervisor.run())
+
+    def _publish(self, transition: Transition) -> None:
+        self.transitions.append(transition)
+        self._published.set()
+
+    @property
+    def state(self) -> State:
+        """As shown."""
+        return self.supervisor.status().state
+
+    @property
+    def events(self) -> list[str]:
+        """The events of all transitions so far."""
+        return [transition.event.value for transition in self.transitions]
+
+    async def published(self, count: int) -> None:
+        """Until so many transitions were published."""
+        while len(self.transitions) < count:
+            self._published.clear()
+            await self._published.wait()
+
+    async def run(self) -> FakeRun:
+        """The living run, as soon as there is one."""
+        return await self.launcher.started()
+
+    async def ready(self) -> FakeRun:
+        """Ask for a start and let it become READY."""
+        await self.supervisor.request_start()
+        run = await self.run()
+        run.is_answering.set()
+        await self.supervisor.settled(State.READY)
+        return run
+
+    async def close(self) -> None:
+        """Cancel the task; what is left of it ends."""
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        await self.supervisor.gone()
+        self.log.close()
+
+
+def settings(folder: Path, timing: Timing = CALM, **others: Any) -> BackendSettings:
+    """A vLLM backend called ``m``."""
+    backend = BackendSettings(name="m", engine="vllm", weights=folder, timing=timing)
+    return replace(backend, **others)
+
+
+@contextlib.asynccontextmanager
+async def living_backend(folder: Path, backend: BackendSettings, *, max_waiting: int = 256) -> AsyncIterator[World]:
+    """A World whose waits are bounded; afterwards nothing of it lives."""
+    async with asyncio.timeout(LIMIT_S):
+        world = World(folder, backend, max_waiting=max_waiting)
+        try:
+            yield world
+        finally:
+            await world.close()
+    assert world.launcher.alive == []
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop run: long enough for whatever needs no timer to have happened."""
+    for _ in itertools.repeat(None, count):
+        await asyncio.sleep(0)
+
+
+async def until(question: Callable[[], bool]) -> None:
+    """Let the loop run until *question* is true; the test's own limit bounds it."""
+    while not question():
+        await turns(1)
+
+
+async def outcome(lease: asyncio.Task[Lease]) -> str:
+    """``lease``, or the code of its refusal."""
+    try:
+        await lease
+    except BackendUnavailable as refusal:
+        return refusal.code
+    return "lease"
+
+
+def asked(world: World, max_wait_s: float = LIMIT_S) -> asyncio.Task[Lease]:
+    """A request that waits for a lease."""
+    return asyncio.create_task(world.supervisor.lease(max_wait_s))

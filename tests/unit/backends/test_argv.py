@@ -1,0 +1,38 @@
+"""Options as a configuration writes them -> flags."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.argv import canonical, flags, owned_problems
+from backends.settings import ArgValue
+
+FLAGS: list[tuple[dict[str, ArgValue], list[str]]] = [
+    ({}, []),
+    ({"max-model-len": 4096}, ["--max-model-len", "4096"]),
+    ({"enforce-eager": True}, ["--enforce-eager"]),
+    ({"enforce-eager": False}, []),
+    ({"gpu-memory-utilization": 0.9}, ["--gpu-memory-utilization", "0.9"]),
+    ({"dtype": "float16"}, ["--dtype", "float16"]),
+    ({"allowed-origins": ("a", "b c")}, ["--allowed-origins", "a", "b c"]),
+    ({"seed": 0}, ["--seed", "0"]),
+    ({"a": 1, "b": True, "c": "x"}, ["--a", "1", "--b", "--c", "x"]),
+]
+
+
+@pytest.mark.parametrize(("options", "argv"), FLAGS)
+def test_flags(options: dict[str, ArgValue], argv: list[str]) -> None:
+    """True is the bare flag, false leaves it out, a tuple follows one flag; order is kept and nothing is quoted."""
+    assert flags(options) == argv
+
+
+@pytest.mark.parametrize("name", ["max-model-len", "max_model_len", "--max-model-len", "--max_model_len"])
+def test_one_spelling(name: str) -> None:
+    """Underscores and leading dashes make no other option."""
+    assert canonical(name) == "max-model-len"
+
+
+def test_owned_options_are_named_with_their_remedy() -> None:
+    """A sentence for each option the gateway sets itself, in whatever spelling, and none for others."""
+    found = list(owned_problems({"served_model_name": "x", "dtype": "auto"}, {"served-model-name": "do that"}, "vLLM"))
+    assert found == ["args.served_model_name: the gateway sets --served-model-name of vLLM itself; do that"]

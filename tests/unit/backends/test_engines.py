@@ -1,0 +1,395 @@
+"""One suite for every adapter: what the supervisor may rely on, whichever engine it is."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import backends.engines
+from backends.adapter import Adapter, Call, Probe, TokenizeAnswer, TokenizeRequest, Unsupported
+from backends.address import Address
+from backends.diagnosis import ExitStatus
+from backends.engines import ADAPTERS
+from backends.engines import llamacpp as llamacpp_module
+from backends.engines import vllm as vllm_module
+from backends.engines.llamacpp_server import parser
+from backends.settings import ArgValue, BackendSettings, EngineSettings, Timing
+
+UDS = Address(uds="/run/m.sock")
+TCP = Address(host="127.0.0.1", port=18000)
+WEIGHTS = Path("/models/m")
+ENGINE_ENV = {"A": "engine", "B": "engine"}
+
+every_adapter = pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+launched = [adapter for adapter in ADAPTERS.values() if adapter.launches]
+every_launched = pytest.mark.parametrize("adapter", launched, ids=lambda adapter: adapter.engine)
+
+
+def backend_of(adapter: Adapter, **others: Any) -> BackendSettings:
+    """A backend as the configuration would give it to *adapter*."""
+    if adapter.launches:
+        return replace(BackendSettings(name="m", engine=adapter.engine, weights=WEIGHTS), **others)
+    return replace(BackendSettings(name="m", engine=adapter.engine, url="http://127.0.0.1:9/v1"), **others)
+
+
+# --- every adapter ---
+
+
+def test_each_module_is_registered() -> None:
+    """Each engine's module has its adapter in ADAPTERS under its own word."""
+    folder = Path(backends.engines.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "llamacpp_server"}
+    assert modules == set(ADAPTERS)
+    assert all(adapter.engine == word for word, adapter in ADAPTERS.items())
+
+
+@every_adapter
+def test_endpoints_are_paths_without_a_slash(adapter: Adapter) -> None:
+    """Endpoints stand below the base path and name at least chat."""
+    assert "chat/completions" in adapter.endpoints
+    assert not any(path.startswith(("/", "v1")) for path in adapter.endpoints)
+
+
+@every_adapter
+@pytest.mark.parametrize("readiness", ["generate", "embed"])
+def test_the_probe_asks_for_health_and_for_one_result(adapter: Adapter, readiness: str) -> None:
+    """The health call is a GET without a body, the proof a small POST that names the model, its pointer not empty."""
+    probe = adapter.launch_spec(backend_of(adapter, readiness=readiness), EngineSettings(), UDS).probe
+    assert (probe.health.method, probe.health.body) == ("GET", None)
+    assert probe.health.target.startswith("/")
+    assert probe.proof.method == "POST"
+    assert probe.proof.body is not None
+    assert probe.proof.body["model"] == "m"
+    assert probe.proof_pointer
+    if readiness == "generate":
+        assert probe.proof.body["max_tokens"] == 1
+    else:
+        assert probe.proof.target.endswith("/embeddings")
+
+
+@every_adapter
+def test_the_grace_is_positive(adapter: Adapter) -> None:
+    """Every engine gets some time between TERM and KILL."""
+    assert adapter.launch_spec(backend_of(adapter), EngineSettings(), UDS).stop_grace_s > 0
+
+
+@every_adapter
+@pytest.mark.parametrize("tail", [[], [""], ["no such text anywhere", "\x1b[31mred\x1b[0m"], ["\udcff"]])
+def test_diagnose_always_says_something(adapter: Adapter, tail: list[str]) -> None:
+    """An end nobody knows the reason of still has a code, a reason and an advice, and is worth a retry."""
+    found = adapter.diagnose(ExitStatus(code=1), tail)
+    assert found.code
+    assert found.reason.endswith(".")
+    assert found.advice.endswith(".")
+    assert not found.permanent
+
+
+@every_adapter
+def test_an_unknown_line_names_no_phase(adapter: Adapter) -> None:
+    """Phases come from known lines only."""
+    assert adapter.phase("nothing of that kind") is None
+
+
+@every_adapter
+def test_timing_keeps_what_it_has_no_reason_to_change(adapter: Adapter) -> None:
+    """Back-off, drain and probe clocks are the operator's."""
+    given = Timing(backoff_base_s=1, backoff_max_s=2, drain_timeout_s=3, probe_timeout_s=4, start_timeout_s=5)
+    kept = adapter.timing(given)
+    for clock in ("backoff_base_s", "backoff_max_s", "drain_timeout_s", "probe_timeout_s", "start_timeout_s"):
+        assert getattr(kept, clock) == getattr(given, clock)
+
+
+@every_adapter
+def test_tokenize_drives_or_says_that_it_cannot(adapter: Adapter) -> None:
+    """A tokenize plan makes calls and ends in an answer; else Unsupported says so, for the client."""
+    for prompt, messages in (("a b", None), (None, [{"role": "user", "content": "a b"}])):
+        request = TokenizeRequest(prompt, messages, add_special_tokens=True)
+        if not adapter.launches:
+            with pytest.raises(Unsupported, match="no tokenisation"):
+                adapter.tokenize(request)
+            continue
+        plan = adapter.tokenize(request)
+        called = next(plan)
+        answer = None
+        for _ in range(5):
+            assert called.method == "POST"
+            try:
+                called = plan.send({"prompt": "a b", "tokens": [1, 2], "max_model_len": 10})
+            except StopIteration as end:
+                answer = end.value
+                break
+        assert isinstance(answer, TokenizeAnswer)
+        assert answer.tokens == [1, 2]
+
+
+@every_adapter
+def test_good_settings_have_no_problem(adapter: Adapter) -> None:
+    """A plain backend is accepted."""
+    assert list(adapter.problems(backend_of(adapter))) == []
+
+
+# --- those we start ---
+
+
+@every_launched
+def test_argv_begins_with_the_command(adapter: Adapter) -> None:
+    """The configured command, else the adapter's own, begins argv; the place and the weights are named in it."""
+    backend = backend_of(adapter)
+    own = adapter.launch_spec(backend, EngineSettings(), UDS).argv
+    assert own[: len(adapter.default_command())] == adapter.default_command()
+    given = adapter.launch_spec(backend, EngineSettings(command=("/env/bin/python", "-m", "engine")), TCP).argv
+    assert given[:3] == ("/env/bin/python", "-m", "engine")
+    assert {UDS.uds, str(WEIGHTS)} <= set(own)
+    assert {"127.0.0.1", "18000", str(WEIGHTS)} <= set(given)
+
+
+@every_launched
+def test_the_models_environment_wins(adapter: Adapter) -> None:
+    """The engine's env and the model's are joined, the model's over the engine's."""
+    backend = backend_of(adapter, env={"B": "model", "C": "model"})
+    spec = adapter.launch_spec(backend, EngineSettings(env=ENGINE_ENV), UDS)
+    assert spec.env == {"A": "engine", "B": "model", "C": "model"}
+
+
+@every_launched
+def test_the_operators_grace_wins(adapter: Adapter) -> None:
+    """stop_grace_s of the configuration replaces the adapter's own figure."""
+    backend = backend_of(adapter, timing=Timing(stop_grace_s=1.5))
+    assert adapter.launch_spec(backend, EngineSettings(), UDS).stop_grace_s == 1.5
+
+
+@every_launched
+def test_the_place_is_the_specs_address(adapter: Adapter) -> None:
+    """What is probed and leased is where the engine was told to listen."""
+    for place in (UDS, TCP):
+        assert adapter.launch_spec(backend_of(adapter), EngineSettings(), place).address == place
+
+
+OWNED = [
+    (adapter, name)
+    for adapter, owned in ((ADAPTERS["vllm"], vllm_module.OWNED), (ADAPTERS["llamacpp"], llamacpp_module.OWNED))
+    for name in owned
+]
+
+
+@pytest.mark.parametrize(("adapter", "name"), OWNED, ids=lambda value: value if isinstance(value, str) else "")
+def test_owned_options_are_refused(adapter: Adapter, name: str) -> None:
+    """An option the gateway sets itself is a problem in each spelling, and says what to write instead."""
+    for spelling in (name, name.replace("-", "_")):
+        (problem,) = adapter.problems(backend_of(adapter, args={spelling: "x"}))
+        assert problem.startswith(f"args.{spelling}: the gateway sets --{name}")
+        assert "; " in problem
+
+
+@every_launched
+def test_the_gateways_own_options_are_owned(adapter: Adapter) -> None:
+    """Every flag the adapter writes by itself is refused among args, or is one an operator may repeat."""
+    backend = backend_of(adapter, template_file=Path("/t.jinja"))
+    written = {
+        part.removeprefix("--")
+        for place in (UDS, TCP)
+        for part in adapter.launch_spec(backend, EngineSettings(command=("engine",)), place).argv
+        if part.startswith("--")
+    }
+    harmless = {"jinja", "metrics", "no-webui"}
+    for name in written - harmless:
+        assert adapter.problems(backend_of(adapter, args={name: "x"})), name
+
+
+@every_launched
+def test_weights_that_are_not_there_are_a_problem(adapter: Adapter, tmp_path: Path) -> None:
+    """A path without anything is told before any start."""
+    problem = adapter.weights_problem(tmp_path / "nope")
+    assert problem is not None
+    assert "there is no such file or folder" in problem
+
+
+# --- goldens ---
+
+GOLDENS: dict[str, tuple[str, dict[str, Any], EngineSettings, Address, list[str]]] = {
+    "vllm plain": (
+        "vllm", {}, EngineSettings(), UDS,
+        ["vllm", "serve", "/models/m", "--served-model-name", "m", "--uds", "/run/m.sock"],
+    ),
+    "vllm in its own Python, on a port": (
+        "vllm", {}, EngineSettings(command=("/env/bin/python", "-m", "vllm.entrypoints.openai.api_server")), TCP,
+        ["/env/bin/python", "-m", "vllm.entrypoints.openai.api_server", "--model", "/models/m",
+         "--served-model-name", "m", "--host", "127.0.0.1", "--port", "18000"],
+    ),
+    "vllm with everything": (
+        "vllm",
+        {
+            "context_length": 4096,
+            "template_file": Path("/t/chat.jinja"),
+            "args": {"dtype": "float16", "enforce-eager": True, "disable-log-requests": False, "seed": 0},
+        },
+        EngineSettings(command=("/env/bin/vllm", "serve")),
+        UDS,
+        ["/env/bin/vllm", "serve", "/models/m", "--served-model-name", "m", "--uds", "/run/m.sock",
+         "--max-model-len", "4096", "--chat-template", "/t/chat.jinja",
+         "--dtype", "float16", "--enforce-eager", "--seed", "0"],
+    ),
+    "llamacpp plain": (
+        "llamacpp", {}, EngineSettings(), UDS,
+        [sys.executable, "-m", "backends.engines.llamacpp_server", "--model", "/models/m", "--alias", "m",
+         "--host", "/run/m.sock", "--jinja", "--metrics", "--no-webui"],
+    ),
+    "llamacpp binary on a port": (
+        "llamacpp", {}, EngineSettings(command=("/opt/llama-server",)), TCP,
+        ["/opt/llama-server", "--model", "/models/m", "--alias", "m", "--host", "127.0.0.1", "--port", "18000",
+         "--jinja", "--metrics", "--no-webui"],
+    ),
+    "llamacpp shares its context between the slots": (
+        "llamacpp",
+        {"context_length": 2048, "template_file": Path("/t/chat.jinja"), "args": {"parallel": 4, "n-gpu-layers": 99}},
+        EngineSettings(command=("/opt/llama-server",)),
+        UDS,
+        ["/opt/llama-server", "--model", "/models/m", "--alias", "m", "--host", "/run/m.sock",
+         "--jinja", "--metrics", "--no-webui", "--ctx-size", "8192", "--chat-template-file", "/t/chat.jinja",
+         "--parallel", "4", "--n-gpu-layers", "99"],
+    ),
+    "external": ("external", {}, EngineSettings(), UDS, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("golden", GOLDENS.values(), ids=GOLDENS)
+def test_argv(golden: tuple[str, dict[str, Any], EngineSettings, Address, list[str]]) -> None:
+    """These settings give exactly this command line."""
+    engine, others, engine_settings, place, argv = golden
+    backend = backend_of(ADAPTERS[engine], **others)
+    assert list(ADAPTERS[engine].launch_spec(backend, engine_settings, place).argv) == argv
+
+
+def test_every_launched_engine_has_goldens() -> None:
+    """No adapter is without a golden command line."""
+    assert {golden[0] for golden in GOLDENS.values()} == set(ADAPTERS)
+
+
+# --- vLLM ---
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        ((), ("vllm", "--version")),
+        (("/env/bin/vllm", "serve"), ("/env/bin/vllm", "--version")),
+        (
+            ("/env/bin/python", "-m", "vllm.entrypoints.openai.api_server"),
+            ("/env/bin/python", "-c", "from vllm.version import __version__; print(__version__)"),
+        ),
+    ],
+)
+def test_vllm_is_asked_for_its_version(command: tuple[str, ...], argv: tuple[str, ...]) -> None:
+    """The command line that prints the version belongs to the configured command."""
+    assert ADAPTERS["vllm"].version_argv(EngineSettings(command=command)) == argv
+
+
+@pytest.mark.parametrize(
+    ("line", "phase"),
+    [
+        ("Loading safetensors checkpoint shards:  50% Completed | 1/2", "loading weights"),
+        ("INFO 11-24 04:30:00 [default_loader.py:268] Loading weights took 0.35 seconds", "weights loaded"),
+        ("INFO 11-24 04:30:09 [api_server.py:1912] Starting vLLM API server 0", "starting the server"),
+    ],
+)
+def test_vllm_tells_what_it_does(line: str, phase: str) -> None:
+    """Known lines of vLLM's log name the phase of a start."""
+    assert ADAPTERS["vllm"].phase(line) == phase
+
+
+def test_vllm_tokenizes_in_one_call() -> None:
+    """A prompt or messages go to vLLM's own /tokenize; its context length comes back."""
+    adapter = ADAPTERS["vllm"]
+    plan = adapter.tokenize(TokenizeRequest("Hi", None, add_special_tokens=False))
+    assert next(plan) == Call("POST", "/tokenize", {"prompt": "Hi", "add_special_tokens": False})
+    with pytest.raises(StopIteration) as end:
+        plan.send({"tokens": [7], "max_model_len": 4096})
+    assert end.value.value == TokenizeAnswer([7], 4096)
+    messages = [{"role": "user", "content": "Hi"}]
+    called = next(adapter.tokenize(TokenizeRequest(None, messages, add_special_tokens=True)))
+    assert called.body == {"messages": messages, "add_generation_prompt": True, "add_special_tokens": True}
+
+
+# --- llama.cpp ---
+
+
+def test_llamacpp_renders_messages_first() -> None:
+    """Messages go through /apply-template, and what comes back is tokenised with special tokens parsed."""
+    messages = [{"role": "user", "content": "Hi"}]
+    request = TokenizeRequest(None, messages, add_special_tokens=True, add_generation_prompt=False)
+    plan = ADAPTERS["llamacpp"].tokenize(request)
+    expected: dict[str, Any] = {"messages": messages, "add_generation_prompt": False}
+    assert next(plan) == Call("POST", "/apply-template", expected)
+    body = {"content": "<|im_start|>", "add_special": True, "parse_special": True}
+    assert plan.send({"prompt": "<|im_start|>"}) == Call("POST", "/tokenize", body)
+
+
+def test_the_embedded_server_takes_what_the_adapter_writes() -> None:
+    """The adapter's command line is one the embedded server's parser knows."""
+    args: dict[str, ArgValue] = {"parallel": 2, "threads": 2, "n-gpu-layers": 0, "seed": 1}
+    backend = backend_of(
+        ADAPTERS["llamacpp"], context_length=512, template_file=Path("/t.jinja"), args=args
+    )  # fmt: skip
+    argv = ADAPTERS["llamacpp"].launch_spec(backend, EngineSettings(), UDS).argv
+    read = vars(parser().parse_args(argv[3:]))
+    assert read["model.path"] == str(WEIGHTS)
+    assert (read["alias"], read["host"], read["n_ctx"], read["n_parallel"]) == ("m", "/run/m.sock", 1024, 2)
+    assert read["chat_template_file"] == Path("/t.jinja")
+    assert (read["use_jinja"], read["endpoint_metrics"], read["ui"]) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("args", "slots"), [({}, 1), ({"parallel": 4}, 4), ({"parallel": 0}, 1), ({"parallel": "many"}, 1)]
+)
+def test_llamacpp_multiplies_the_context_by_its_slots(args: dict[str, ArgValue], slots: int) -> None:
+    """context_length is per request; the flag's figure is shared by all slots."""
+    backend = backend_of(ADAPTERS["llamacpp"], context_length=1000, args=args)
+    argv = ADAPTERS["llamacpp"].launch_spec(backend, EngineSettings(), UDS).argv
+    assert argv[argv.index("--ctx-size") + 1] == str(1000 * slots)
+
+
+# --- external ---
+
+
+def test_an_external_key_goes_with_every_request_and_is_not_shown() -> None:
+    """The key becomes the authorization of the spec, which no repr shows."""
+    spec = ADAPTERS["external"].launch_spec(backend_of(ADAPTERS["external"], api_key="sk-1"), EngineSettings(), UDS)
+    assert spec.authorization == "Bearer sk-1"
+    assert "sk-1" not in repr(spec)
+
+
+def test_an_external_backend_may_be_proved_by_its_model_list() -> None:
+    """readiness: models asks for nothing that costs."""
+    backend = backend_of(ADAPTERS["external"], readiness="models")
+    models = Call("GET", "/v1/models")
+    assert ADAPTERS["external"].launch_spec(backend, EngineSettings(), UDS).probe == Probe(models, models, ("data",))
+
+
+def test_an_external_backend_is_asked_under_its_own_name() -> None:
+    """The model's name on the other side goes into the proof."""
+    backend = backend_of(ADAPTERS["external"], served_name="theirs")
+    body = ADAPTERS["external"].launch_spec(backend, EngineSettings(), UDS).probe.proof.body
+    assert body is not None
+    assert body["model"] == "theirs"
+
+
+def test_an_external_backend_is_looked_for_for_ever() -> None:
+    """Since it cannot be started, it is never given up, and its silence shows within seconds."""
+    timing = ADAPTERS["external"].timing(Timing())
+    assert timing.max_failed_starts == sys.maxsize
+    assert timing.start_stall_timeout_s == 10
+    assert ADAPTERS["external"].timing(Timing(start_stall_timeout_s=2)).start_stall_timeout_s == 2
+
+
+@pytest.mark.parametrize(
+    ("others", "name"),
+    [({"args": {"a": 1}}, "args"), ({"env": {"A": "1"}}, "env"), ({"template_file": Path("/t")}, "template")],
+)
+def test_settings_of_a_process_are_refused_for_an_address(others: dict[str, Any], name: str) -> None:
+    """What only a process of ours could obey has no place on an external backend."""
+    (problem,) = ADAPTERS["external"].problems(backend_of(ADAPTERS["external"], **others))
+    assert problem.startswith(f"{name}: has no effect")

@@ -1,0 +1,221 @@
+"""A backend's log: splitting, ring, file, followers, a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from backends import logs
+from backends.logs import FOLLOWER_LINES, LINE_LIMIT, RING_BYTES, BackendLog, LineSplitter, file_name
+
+# --- LineSplitter ---
+
+SPLITS: list[tuple[list[bytes], list[str]]] = [
+    ([b"a\nb\n"], ["a", "b"]),
+    ([b"a", b"b\nc"], ["ab", "c"]),
+    ([b"a\r\nb\r\n"], ["a", "b"]),
+    ([b"a\r", b"\nb"], ["a", "b"]),
+    ([b"10%\r50%\r100%\n"], ["10%", "50%", "100%"]),
+    ([b"\n\n  \na\n"], ["a"]),
+    ([b"  indented\n"], ["  indented"]),
+    ([b"caf\xc3", b"\xa9\n"], ["caf\u00e9"]),
+    ([b"\xff\xfe bad\n"], ["\ufffd\ufffd bad"]),
+    ([], []),
+]
+
+
+@pytest.mark.parametrize(("chunks", "lines"), SPLITS)
+def test_split(chunks: list[bytes], lines: list[str]) -> None:
+    """Lines end at LF, CR LF or CR, wherever the chunks end; empty ones are dropped; the rest comes at the end."""
+    splitter = LineSplitter()
+    assert [line for chunk in chunks for line in splitter.feed(chunk)] + splitter.close() == lines
+    assert splitter.close() == []
+
+
+@pytest.mark.parametrize("chunk_bytes", [1000, 64 * 1024, 10_000_000])
+def test_a_long_line_is_cut_once(chunk_bytes: int) -> None:
+    """Of a line without end only the beginning is kept, once, however it comes; the next line is whole."""
+    content = b"before\n" + b"x" * 1_000_000 + b"\nafter\n"
+    splitter = LineSplitter()
+    lines = [
+        line
+        for start in range(0, len(content), chunk_bytes)
+        for line in splitter.feed(content[start : start + chunk_bytes])
+    ]
+    assert lines == ["before", "x" * LINE_LIMIT, "after"]
+
+
+# --- BackendLog ---
+
+
+def test_the_tail_is_the_last_lines(tmp_path: Path) -> None:
+    """The last lines, oldest first; fewer when there are fewer, none for none."""
+    log = BackendLog(tmp_path / "m.log")
+    for number in range(5):
+        log.write(f"line {number}")
+    assert log.tail(2) == ["line 3", "line 4"]
+    assert len(log.tail(100)) == 5
+    assert log.tail(0) == log.tail(-1) == []
+    assert log.lines_written == 5
+    log.close()
+
+
+def test_the_ring_has_a_size(tmp_path: Path) -> None:
+    """Memory keeps at most RING_BYTES, the newest; the file keeps all."""
+    log = BackendLog(tmp_path / "m.log")
+    line = "x" * 1000
+    for number in range(600):
+        log.write(f"{number:04} {line}")
+    kept = log.tail(10_000)
+    assert sum(map(len, kept)) <= RING_BYTES
+    assert len(kept) == RING_BYTES // 1005
+    assert kept[-1].startswith("0599")
+    log.close()
+    assert len((tmp_path / "m.log").read_text().splitlines()) == 600
+
+
+def test_a_note_is_ours_and_dated(tmp_path: Path) -> None:
+    """Our own lines are marked and carry the time."""
+    log = BackendLog(tmp_path / "m.log")
+    log.note("run 1 ended")
+    assert log.tail(1)[0].startswith("[unigate 20")
+    assert log.tail(1)[0].endswith("] run 1 ended")
+    log.close()
+
+
+def test_the_file_rotates(tmp_path: Path) -> None:
+    """A file does not grow beyond rotate_bytes, only *keep* old ones stay, and the newest lines are in the newest."""
+    log = BackendLog(tmp_path / "m.log", rotate_bytes=1000, keep=2)
+    for number in range(100):
+        log.write(f"line {number:04} " + "x" * 40)
+    log.close()
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["m.log", "m.log.1", "m.log.2"]
+    assert all((tmp_path / name).stat().st_size <= 1000 for name in files)
+    text = "".join((tmp_path / name).read_text() for name in reversed(files))
+    assert [int(line.split()[1]) for line in text.splitlines()] == list(range(100))[-len(text.splitlines()) :]
+
+
+def test_the_file_is_continued(tmp_path: Path) -> None:
+    """A second gateway appends to the file of the first, making its folder where it is gone."""
+    for text in ("first", "second"):
+        log = BackendLog(tmp_path / "deep" / "m.log")
+        log.write(text)
+        log.close()
+    assert (tmp_path / "deep" / "m.log").read_text() == "first\nsecond\n"
+
+
+def test_any_text_can_be_written(tmp_path: Path) -> None:
+    """Half a surrogate pair, a percent sign and Chinese reach the file without an error."""
+    log = BackendLog(tmp_path / "m.log")
+    for text in ("\udcff", "100 %s %d", "\u4f60\u597d"):
+        log.write(text)
+    log.close()
+    assert (tmp_path / "m.log").read_text(encoding="utf-8") == "?\n100 %s %d\n\u4f60\u597d\n"
+
+
+async def test_a_follower_gets_the_tail_and_what_comes(tmp_path: Path) -> None:
+    """The last lines first, then each new one, until the log is closed; then it is forgotten."""
+    log = BackendLog(tmp_path / "m.log")
+    for number in range(3):
+        log.write(f"old {number}")
+
+    async def follow() -> list[str]:
+        return [line async for line in log.follow(2)]
+
+    async with asyncio.timeout(5):
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0)
+        log.write("new")
+        log.close()
+        assert await following == ["old 1", "old 2", "new"]
+    assert "0 followers" in repr(log)
+
+
+async def test_a_follower_that_does_not_read_loses_lines_not_memory(tmp_path: Path) -> None:
+    """A stalled follower holds at most FOLLOWER_LINES lines; the engine never waits for it."""
+    log = BackendLog(tmp_path / "m.log")
+    lines = log.follow(1)
+    log.write("first")
+    async with asyncio.timeout(5):
+        assert await anext(lines) == "first"
+        for number in range(FOLLOWER_LINES + 500):
+            log.write(str(number))
+        log.close()
+        rest = [line async for line in lines]
+    assert rest == [str(number) for number in range(FOLLOWER_LINES)]
+
+
+async def test_a_follower_that_leaves_is_forgotten(tmp_path: Path) -> None:
+    """Closing the iterator ends the following."""
+    log = BackendLog(tmp_path / "m.log")
+    log.write("a")
+    lines = log.follow(1)
+    assert await anext(lines) == "a"
+    assert "1 followers" in repr(log)
+    await lines.aclose()  # type: ignore[attr-defined]
+    assert "0 followers" in repr(log)
+    log.close()
+
+
+def test_a_full_disk_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While writing fails the lines stay in memory and one warning is given; after a success, another."""
+    log = BackendLog(tmp_path / "m.log")
+    is_full = True
+    emit = logs._LineFile.emit
+
+    def emit_unless_full(file: logs._LineFile, record: logging.LogRecord) -> None:
+        if is_full:
+            raise OSError(28, "No space left on device")
+        emit(file, record)
+
+    monkeypatch.setattr(logs._LineFile, "emit", emit_unless_full)
+    for number in range(3):
+        log.write(f"lost {number}")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot write {tmp_path / 'm.log'}: No space left on device; its lines are kept in memory only"
+    ]
+    is_full = False
+    log.write("kept")
+    is_full = True
+    log.write("lost 3")
+    assert len(caplog.records) == 2
+    log.close()
+    assert (tmp_path / "m.log").read_text() == "kept\n"
+    assert log.tail(10) == ["lost 0", "lost 1", "lost 2", "kept", "lost 3"]
+
+
+def test_a_real_full_disk(caplog: pytest.LogCaptureFixture) -> None:
+    """On a device that is always full, writing and closing raise nothing and leave no open file."""
+    log = BackendLog(Path("/dev/full"))
+    for number in range(3):
+        log.write(f"line {number}")
+    log.close()
+    assert len(caplog.records) == 1
+    assert len(log.tail(10)) == 3
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file where the folder should be: said once, and the lines are in memory."""
+    (tmp_path / "logs").touch()
+    log = BackendLog(tmp_path / "logs" / "m.log")
+    log.write("a")
+    log.write("b")
+    log.close()
+    assert len(caplog.records) == 1
+    assert log.tail(2) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [("m", "m.log"), ("Qwen/Qwen3", "Qwen%2FQwen3.log"), ("../x", "..%2Fx.log"), ("a b", "a b.log")],
+)
+def test_file_names_stay_in_their_folder(backend: str, name: str) -> None:
+    """A public name with slashes becomes one file name."""
+    assert file_name(backend, ".log") == name
+    assert Path(name).name == name

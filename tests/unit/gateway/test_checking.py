@@ -1,0 +1,100 @@
+"""What can be known of a configuration before anything is started."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from backends.settings import EngineSettings
+from gateway.checking import address_finding, command_of, engine_version, static_findings, used_engines
+from gateway.config import Config
+
+
+def config(folder: Path, **gateway: object) -> Config:
+    """Two models of vLLM, whose command is this Python, and one external."""
+    (folder / "weights").mkdir()
+    (folder / "weights" / "config.json").write_text("{}")
+    (folder / "weights" / "model.safetensors").touch()
+    weights = str(folder / "weights")
+    return Config.model_validate(
+        {
+            "gateway": {"state_dir": str(folder / "state"), **gateway},
+            "engines": {"vllm": {"command": [sys.executable, "-m", "vllm"]}},
+            "models": {
+                "a": {"engine": "vllm", "weights": weights},
+                "b": {"engine": "vllm", "weights": weights},
+                "c": {"engine": "external", "url": "http://127.0.0.1:1/v1"},
+            },
+        }
+    )
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_good_configuration(tmp_path: Path) -> None:
+    """Port, command and weights are each found good, an engine once however many models use it."""
+    findings = static_findings(config(tmp_path, port=free_port()))
+    assert [(finding.subject, finding.is_good) for finding in findings] == [
+        ("gateway", True), ("vllm", True), ("a", True), ("b", True),
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == [tmp_path / "weights"]
+
+
+def test_engines_and_their_commands(tmp_path: Path) -> None:
+    """The engines in use are named once; an external server has no command, an unmentioned engine its default."""
+    found = config(tmp_path)
+    assert used_engines(found) == ["vllm", "external"]
+    assert command_of(found, "vllm") == (sys.executable, "-m", "vllm")
+    assert command_of(found, "external") == ()
+    assert command_of(found, "llamacpp")
+
+
+@pytest.mark.parametrize(
+    ("problem", "loc", "message"),
+    [
+        (OSError(errno.EADDRINUSE, "x"), "port", "port 80 of h is in use"),
+        (OSError(errno.EACCES, "Permission denied"), "port", "port 80 of h cannot be opened: Permission denied"),
+        (OSError(errno.EADDRNOTAVAIL, "x"), "host", "h is no address of this machine"),
+        (socket.gaierror(-2, "x"), "host", "h is no address of this machine"),
+    ],
+)
+def test_why_it_cannot_listen(problem: OSError, loc: str, message: str) -> None:
+    """A taken port, a forbidden one and a foreign host are told apart, each with a remedy."""
+    finding = address_finding("h", 80, problem)
+    assert (finding.loc, finding.message, finding.is_good) == (("gateway", loc), message, False)
+    assert finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("script", "is_good", "message"),
+    [
+        ("echo log >&2; echo; echo 1.2.3", True, "1.2.3"),
+        ("echo 1.2.3 >&2", True, "1.2.3"),
+        ("echo broken >&2; exit 3", False, "COMMAND did not tell its version: broken"),
+        ("exit 3", False, "COMMAND did not tell its version: exit code 3"),
+        (None, False, "COMMAND: No such file or directory"),
+    ],
+)
+def test_an_engines_version(tmp_path: Path, script: str | None, is_good: bool, message: str) -> None:
+    """The version is the last line of what the engine prints; a failure comes with its last words."""
+    command = tmp_path / "engine"
+    if script is not None:
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(0o755)
+    found = engine_version("vllm", EngineSettings(command=(str(command), "serve")))
+    assert found == (is_good, message.replace("COMMAND", str(command)))
+
+
+def test_an_external_server_is_not_asked() -> None:
+    """There is nothing to run for a server that is not ours."""
+    assert engine_version("external", EngineSettings()) == (True, "nothing to ask")

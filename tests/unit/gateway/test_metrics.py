@@ -1,0 +1,139 @@
+"""What is counted of requests and transitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backends.diagnosis import Diagnosis
+from backends.lifecycle import TRANSITIONS, Event, State
+from backends.supervisor import BackendStatus, Transition
+from gateway.metrics import Metrics
+from gateway.observation import STATUS_CLIENT_GONE, Observation
+
+MODEL = {"model": "qwen", "engine": "vllm"}
+
+
+def status(**changes: Any) -> BackendStatus:
+    """A READY backend with two leases and three waiting requests."""
+    fields: dict[str, Any] = {
+        "name": "qwen", "engine": "vllm", "state": State.READY, "phase": "", "pid": 1, "address": "", "since_s": 0.0,
+        "leases": 2, "waiting": 3, "restarts": 0, "retry_in_s": None, "on_demand": False, "log": "", "diagnosis": None,
+    }  # fmt: skip
+    return BackendStatus(**{**fields, **changes})
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(lambda: [status()])
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """One sample, None without it."""
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def observation(**changes: Any) -> Observation:
+    """A whole streamed answer."""
+    fields: dict[str, Any] = {
+        "request_id": "r", "endpoint": "/v1/completions", "received_at": 0.0, "model": "qwen", "engine": "vllm",
+        "status": 200, "sent_at": 0.1, "first_byte_at": 0.2, "relayed_at": 0.2, "first_token_at": 0.3, "ended_at": 1.0,
+        "prompt_tokens": 7, "completion_tokens": 3,
+    }  # fmt: skip
+    return Observation(**{**fields, **changes})
+
+
+def test_a_whole_answer(metrics: Metrics) -> None:
+    """An answer adds to requests, durations, tokens and the queue's waits."""
+    metrics.account(observation())
+    at = {"model": "qwen", "endpoint": "/v1/completions"}
+    assert value(metrics, "unigate_requests_total", **at, code="200") == 1
+    assert value(metrics, "unigate_request_duration_seconds_sum", **at) == 1.0
+    assert value(metrics, "unigate_time_to_first_token_seconds_sum", **MODEL) == 0.3
+    assert value(metrics, "unigate_queue_wait_seconds_count", **MODEL) == 1
+    assert value(metrics, "unigate_gateway_overhead_seconds_count", endpoint="/v1/completions") == 1
+    assert value(metrics, "unigate_tokens_total", **MODEL, kind="prompt") == 7
+    assert value(metrics, "unigate_tokens_total", **MODEL, kind="completion") == 3
+    assert value(metrics, "unigate_upstream_errors_total", **MODEL, kind="BrokenAnswer") is None
+
+
+def test_a_refusal_at_the_door(metrics: Metrics) -> None:
+    """A request that named no model of ours is counted under a name of our own, and waited in no queue."""
+    metrics.account(Observation("r", "/v1/completions", 0.0, status=404, ended_at=0.1))
+    assert value(metrics, "unigate_requests_total", model="_unknown", endpoint="/v1/completions", code="404") == 1
+    assert value(metrics, "unigate_queue_wait_seconds_count", model="_unknown", engine="_unknown") is None
+
+
+def test_a_client_that_left_and_an_engine_that_failed(metrics: Metrics) -> None:
+    """A departure counts under its phase, a failed exchange under its kind."""
+    metrics.account(observation(status=STATUS_CLIENT_GONE, phase="relay", upstream_error="BrokenAnswer"))
+    assert value(metrics, "unigate_client_disconnects_total", model="qwen", phase="relay") == 1
+    assert value(metrics, "unigate_upstream_errors_total", **MODEL, kind="BrokenAnswer") == 1
+
+
+def test_gauges_are_read_when_they_are_scraped(metrics: Metrics) -> None:
+    """Queue, leases and state are those of the moment of the scrape; exactly one state is 1."""
+    metrics.exposition()
+    assert value(metrics, "unigate_leases", **MODEL) == 2
+    assert value(metrics, "unigate_queue_depth", **MODEL) == 3
+    states = {state: value(metrics, "unigate_backend_state", **MODEL, state=state.value) for state in State}
+    assert [state for state, is_in in states.items() if is_in] == [State.READY]
+    assert None not in states.values()
+
+
+def transition(before: State, event: Event, after: State, **more: Any) -> Transition:
+    """One change of the backend."""
+    return Transition("qwen", "vllm", before, event, after, more.pop("diagnosis", None), **more)
+
+
+def test_a_start_that_succeeds(metrics: Metrics) -> None:
+    """A start that ends READY is counted with its time."""
+    metrics.transition(transition(State.STARTING, Event.BECAME_READY, State.READY, started_in_s=12.0))
+    assert value(metrics, "unigate_backend_starts_total", **MODEL, result="ready") == 1
+    assert value(metrics, "unigate_backend_start_seconds_sum", **MODEL) == 12.0
+
+
+def test_every_end_of_a_start_has_a_word(metrics: Metrics) -> None:
+    """Whatever the lifecycle's table lets happen to a start, the metrics have a word for it."""
+    for (before, event), (after, _) in TRANSITIONS.items():
+        metrics.transition(transition(before, event, after))
+    results = {
+        sample.labels["result"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "unigate_backend_starts_total"
+    }
+    assert results == {"ready", "failed", "crashed", "timed_out", "stopped"}
+
+
+def test_a_restart_counts_under_its_reason(metrics: Metrics) -> None:
+    """A start after a failure is counted under that failure's diagnosis."""
+    diagnosis = Diagnosis("killed", "It was killed.", "See dmesg.")
+    metrics.transition(transition(State.BACKOFF, Event.BACKOFF_ELAPSED, State.STARTING, diagnosis=diagnosis))
+    metrics.transition(transition(State.BACKOFF, Event.BACKOFF_ELAPSED, State.STARTING))
+    assert value(metrics, "unigate_backend_restarts_total", **MODEL, reason="killed") == 1
+    assert value(metrics, "unigate_backend_restarts_total", **MODEL, reason="unknown") == 1
+
+
+def test_in_flight_goes_up_and_down(metrics: Metrics) -> None:
+    """A request being worked on is in flight until it is not, however it ends."""
+    gauge = metrics.in_flight("qwen", "vllm")
+
+    def fail() -> None:
+        with gauge.track_inprogress():
+            assert value(metrics, "unigate_requests_in_flight", **MODEL) == 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert value(metrics, "unigate_requests_in_flight", **MODEL) == 0
+
+
+def test_two_gateways_in_one_process_count_apart() -> None:
+    """Each Metrics has a registry of its own."""
+    one, other = Metrics(list), Metrics(list)
+    one.account(observation())
+    at = {"model": "qwen", "endpoint": "/v1/completions", "code": "200"}
+    assert value(one, "unigate_requests_total", **at) == 1
+    assert value(other, "unigate_requests_total", **at) is None
