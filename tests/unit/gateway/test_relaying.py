@@ -15,7 +15,7 @@ from gateway.observation import Observation
 from gateway.relaying import ERROR_LIMIT_BYTES, relay
 from gateway.sse import DONE
 from gateway.upstream_connection import Answer
-from gateway.upstream_errors import BrokenAnswer, IdleTimedOut, UpstreamError
+from gateway.upstream_errors import AnswerTooLong, BrokenAnswer, IdleTimedOut, UpstreamError
 
 OWN = [(b"x-request-id", b"req-1")]
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"server", b"uvicorn"), (b"set-cookie", b"a=b")]
@@ -42,8 +42,11 @@ class Script:
             yield piece
 
     async def read(self, limit_bytes: int) -> bytes:
-        """All pieces."""
-        return b"".join([piece async for piece in self.chunks()])
+        """All pieces, if they are not too long."""
+        body = b"".join([piece async for piece in self.chunks()])
+        if len(body) > limit_bytes:
+            raise AnswerTooLong("too long", sent=True)
+        return body
 
 
 class Relayed:
