@@ -83,6 +83,15 @@ TokenizePlan = Generator[Call, Body, TokenizeAnswer]
 """Calls out, answers in, without any I/O: whoever drives it does the sending."""
 
 
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """One setting of a model that cannot be as it is. *path* is its place below the model: ``("args", "port")``."""
+
+    path: tuple[str, ...]
+    message: str
+    remedy: str
+
+
 class Unsupported(Exception):
     """The engine has no such thing; the message says what, for the client."""
 
@@ -111,8 +120,8 @@ class Adapter(Protocol):
     def weights_problem(self, weights: Path) -> str | None:
         """What is wrong with *weights* for this engine, in a sentence, as far as a look at the files can tell."""
 
-    def problems(self, backend: BackendSettings) -> Sequence[str]:
-        """What is wrong with the settings themselves, a sentence each; empty when all is well."""
+    def objections(self, backend: BackendSettings) -> Sequence[Objection]:
+        """What is wrong with the settings themselves; empty when all is well."""
 
     def timing(self, timing: Timing) -> Timing:
         """The clocks of a backend's life, where this engine needs other ones than the configured."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from backends.adapter import Objection
 from backends.settings import ArgValue
 
 
@@ -25,9 +26,9 @@ def canonical(name: str) -> str:
     return name.lstrip("-").replace("_", "-")
 
 
-def owned_problems(options: Mapping[str, ArgValue], owned: Mapping[str, str], engine: str) -> Iterable[str]:
-    """A sentence for each option that the gateway sets itself. *owned*: option -> what to write instead."""
+def owned_objections(options: Mapping[str, ArgValue], owned: Mapping[str, str]) -> Iterable[Objection]:
+    """An Objection to each option that the gateway sets itself. *owned*: option -> what to do instead."""
     for name in options:
         instead = owned.get(canonical(name))
         if instead is not None:
-            yield f"args.{name}: the gateway sets --{canonical(name)} of {engine} itself; {instead}"
+            yield Objection(("args", name), "is set by the gateway itself", instead)

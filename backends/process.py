@@ -212,7 +212,7 @@ class LocalLauncher:
 
 
 def _shim_argv(argv: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "backends.shim", "--orphan-grace-s", str(ORPHAN_GRACE_S), "--", *argv]
+    return [sys.executable, "-P", "-m", "backends.shim", "--orphan-grace-s", str(ORPHAN_GRACE_S), "--", *argv]
 
 
 def engine_environment(

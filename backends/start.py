@@ -26,6 +26,8 @@ POLL_FIRST_S = 0.05
 POLL_LAST_S = 1.0
 HEALTH_TIMEOUT_S = 5.0
 ACTIVITY_EVERY_S = 5.0
+GATE_HOLD_S = 120.0
+"""One start keeps the others waiting no longer than this: one that hangs must not hang them all."""
 TAIL_LINES = 400
 """How far back a diagnosis looks: vLLM prints its root cause well above its last line."""
 
@@ -166,10 +168,12 @@ class Start:
     async def _until_gone(self, spec: LaunchSpec, run: EngineRun, gate: _Gate) -> ExitStatus:
         readying = asyncio.create_task(self._become_ready(spec, run), name=f"ready {self._backend.name}")
         readying.add_done_callback(lambda _: gate.leave())
+        hold = asyncio.get_running_loop().call_later(GATE_HOLD_S, gate.leave)
         readying.add_done_callback(self._look_for_mistake)
         try:
             return await run.wait()
         finally:
+            hold.cancel()
             readying.cancel()
             await asyncio.wait([readying])
 

@@ -49,7 +49,7 @@ def hf_folder_problem(weights: Path) -> str | None:
     except ValueError as problem:
         return f"{config}: is not JSON ({problem})"
     if not any(path.suffix in WEIGHT_SUFFIXES for path in weights.iterdir()):
-        return f"{weights}: holds no weights (*.safetensors or *.bin); is the download complete?"
+        return f"{weights}: holds no weights (*.safetensors or *.bin), as an unfinished download"
     return _missing_shard(weights)
 
 

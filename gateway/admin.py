@@ -19,7 +19,7 @@ from backends.lifecycle import State
 from backends.supervisor import BackendStatus
 from gateway import __version__
 from gateway.client import Client, Receive, Scope, Send
-from gateway.errors import BadRequest, GatewayError, NotAllowed, UnknownPath
+from gateway.errors import BadRequest, GatewayError, NotAllowed, UnknownPath, WrongMethod
 from gateway.keys import Keyring
 from gateway.serving import JSON
 
@@ -88,10 +88,15 @@ def admin_app(fleet: Fleet) -> FastAPI:
         return as_json(fleet.status(name))
 
     @app.exception_handler(StarletteHTTPException)
-    async def envelope(_: Request, problem: StarletteHTTPException) -> Response:
-        error: GatewayError = UnknownPath(str(problem.detail)) if problem.status_code == 404 else BadRequest(
-            str(problem.detail))  # fmt: skip
-        return Response(error.body(), problem.status_code, media_type="application/json")
+    async def envelope(request: Request, problem: StarletteHTTPException) -> Response:
+        error: GatewayError
+        if problem.status_code == 405:
+            error = WrongMethod(f"{request.url.path} does not take {request.method}; see /admin/docs")
+        elif problem.detail == "Not Found":  # Starlette's own word for a path nobody serves
+            error = UnknownPath(f"nothing is served at {request.url.path}; see /admin/docs")
+        else:
+            error = UnknownPath(str(problem.detail), code="unknown_backend")
+        return Response(error.body(), error.status, media_type="application/json", headers=problem.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, problem: RequestValidationError) -> Response:

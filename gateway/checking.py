@@ -92,8 +92,9 @@ def _models(config: Config) -> Iterator[Finding]:
             yield _weights(backend, backend.weights, adapter)
         if backend.template_file is not None:
             yield _template(backend, backend.template_file)
-        for problem in adapter.problems(backend):
-            yield Finding(("models", backend.name, "args"), backend.name, False, problem, "remove it")
+        for objection in adapter.objections(backend):
+            loc = ("models", backend.name, *objection.path)
+            yield Finding(loc, backend.name, False, f"{'.'.join(objection.path)} {objection.message}", objection.remedy)
 
 
 def _weights(backend: BackendSettings, weights: Path, adapter: Adapter) -> Finding:

@@ -270,10 +270,11 @@ def _places(config: Path | None) -> doctor.Places:
     cache = default_cache_dir(os.environ).parent
     if config is None:
         return doctor.Places("127.0.0.1", 8080, {"cache": cache, "home": Path.home()})
-    settings = _load(config).config.gateway
-    return doctor.Places(
-        settings.host, settings.port, {"cache": cache, "state": settings.state_dir, "logs": settings.log_dir}
-    )
+    loaded = _load(config).config
+    settings = loaded.gateway
+    folders = {"cache": cache, "state": settings.state_dir, "logs": settings.log_dir}
+    commands = {engine: tuple(section.command) for engine, section in loaded.engines.items()}
+    return doctor.Places(settings.host, settings.port, folders, commands)
 
 
 @cli.command(name="quickstart", short_help="Get a small model and serve it.")

@@ -160,7 +160,9 @@ class TimeoutsConfig(Section):
     connect_s: Seconds = Field(5.0, description="Connecting to an engine, in seconds.")
     first_byte_s: Seconds = Field(600.0, description="From the request sent to the first byte back, in seconds.")
     idle_s: Seconds = Field(300.0, description="Longest silence of an engine within an answer, in seconds.")
-    send_s: Seconds = Field(60.0, description="How long a client may read nothing of its answer, in seconds.")
+    send_s: Seconds = Field(
+        60.0, description="How long a client may send nothing of its body, or read nothing of its answer, in seconds."
+    )
 
 
 def _read_state_dir(value: object, info: ValidationInfo) -> Path:

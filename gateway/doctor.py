@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -60,13 +61,15 @@ class Places:
     host: str
     port: int
     folders: Mapping[str, Path]
+    commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Engine -> the command its configuration names."""
 
 
 def examine(places: Places, environ: Mapping[str, str]) -> list[Reading]:
     """Every reading, in the order shown. Blocks for a second or so; asks no network."""
     return [
         *_python(),
-        *_engines(environ),
+        *_engines(places.commands, environ),
         *_gpus(),
         *_memory(),
         *_disks(places.folders),
@@ -82,20 +85,21 @@ def _python() -> Iterator[Reading]:
     yield Reading("python", "system", f"{platform.system()} {platform.release()} {platform.machine()}")
 
 
-def _engines(environ: Mapping[str, str]) -> Iterator[Reading]:
+def _engines(commands: Mapping[str, tuple[str, ...]], environ: Mapping[str, str]) -> Iterator[Reading]:
     for engine, adapter in ADAPTERS.items():
-        command = adapter.default_command()
-        if command:
-            found = shutil.which(command[0], path=environ.get("PATH"))
-            packages = dict(packages_in(Path(sys.prefix)))
-            if command[0] == sys.executable:
-                version = packages.get("xllamacpp")
-                shown = (
-                    f"embedded, xllamacpp {version}" if version else "not installed: pip install 'unigate[llamacpp]'"
-                )
-                yield Reading("engines", engine, shown, version is not None)
-            else:
-                yield Reading("engines", engine, found or f"{command[0]} is not on PATH", True if found else None)
+        named = commands.get(engine, ())
+        command = named or adapter.default_command()
+        if not command:
+            continue
+        if command[0] == sys.executable and not named:
+            version = dict(packages_in(Path(sys.prefix))).get("xllamacpp")
+            shown = f"embedded, xllamacpp {version}" if version else "not installed: pip install 'unigate[llamacpp]'"
+            yield Reading("engines", engine, shown, version is not None)
+            continue
+        found = shutil.which(command[0], path=environ.get("PATH"))
+        # One that the configuration names has to be there; another is merely not used here.
+        missing = None if not named else False
+        yield Reading("engines", engine, found or f"{command[0]} was not found", True if found else missing)
     for name in ("lmdeploy", "ollama", "llama-server"):
         found = shutil.which(name, path=environ.get("PATH"))
         if found:
@@ -119,7 +123,7 @@ def conda_environments(environ: Mapping[str, str]) -> list[Path]:
     for root in roots:
         base = root.parent.parent if root.parent.name == "envs" else root
         found += [base, *(sorted((base / "envs").iterdir()) if (base / "envs").is_dir() else ())]
-    return [path for path in dict.fromkeys(found) if (path / "bin" / "python").exists()]
+    return [path for path in dict.fromkeys(found) if os.access(path / "bin" / "python", os.F_OK)]
 
 
 def packages_in(environment: Path) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from gateway.keys import Keyring
 from gateway.metrics import Metrics
 from gateway.model_list import ModelList
 from gateway.readiness import Readiness
-from gateway.serving import GENERATION, JSON, TOKENIZE, Serving
+from gateway.serving import GENERATION, JSON, TOKENIZE, Serving, request_id_of
 
 MODELS = "/v1/models"
 GET = ("GET", "HEAD")
@@ -68,6 +68,7 @@ class FrontDoor:
             _log.exception("%s %s failed", scope["method"], path)
             mistake = InternalError("the gateway made a mistake; its log has the details")
             status, headers, body = mistake.status, [JSON], mistake.body()
+        headers = [*headers, (b"x-request-id", request_id_of(client).encode())]
         await client.answer(status, headers, body)  # to HEAD too: uvicorn leaves the body away
 
     def _short(self, path: str, method: str, client: Client) -> tuple[int, Headers, bytes]:
@@ -92,7 +93,8 @@ class FrontDoor:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, problem: GatewayError) -> None:
         client = Client(scope, receive, send, patience_s=60)
-        await client.answer(problem.status, [JSON, *problem.headers], problem.body())
+        headers = [JSON, *problem.headers, (b"x-request-id", request_id_of(client).encode())]
+        await client.answer(problem.status, headers, problem.body())
 
 
 def _wrong_method(path: str, allowed: tuple[str, ...]) -> WrongMethod:

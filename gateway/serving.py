@@ -96,7 +96,7 @@ class Serving:
         path: str = scope["path"]
         client = Client(scope, receive, send, self._limits.patience_s)
         seen = Observation(
-            request_id=_request_id(client.header(b"x-request-id")),
+            request_id=request_id_of(client),
             endpoint=path,
             received_at=clock(),
         )
@@ -178,7 +178,7 @@ class Serving:
             raise from_unavailable(problem) from problem
         except UpstreamError as problem:
             seen.upstream_error = type(problem).__name__
-            _log.warning("request %s: %s", seen.request_id, problem)
+            _log.warning("request %s to %s: %s", seen.request_id, route.model, problem)
             raise from_upstream(problem, route.model) from problem
         seen.phase = "done"
 
@@ -234,8 +234,9 @@ class Serving:
             _access.info("%s", log_line(seen))
 
 
-def _request_id(given: bytes | None) -> str:
+def request_id_of(client: Client) -> str:
     """The client's own id when it is plain, else a new one."""
+    given = client.header(b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode("ascii")
     return f"req-{secrets.token_hex(12)}"

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from backends.adapter import (
     Call,
     LaunchSpec,
+    Objection,
     Probe,
     TokenizePlan,
     TokenizeRequest,
@@ -46,14 +47,11 @@ class External:
         """Weights are the other side's affair."""
         return None
 
-    def problems(self, backend: BackendSettings) -> Sequence[str]:
+    def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Settings that need a process of ours."""
         fields = {"args": backend.args, "env": backend.env, "template": backend.template_file}
-        return tuple(
-            f"{name}: has no effect on an external backend, which the gateway does not start"
-            for name, value in fields.items()
-            if value
-        )
+        message = "has no effect on an external backend, which the gateway does not start"
+        return tuple(Objection((name,), message, "remove it") for name, value in fields.items() if value)
 
     def timing(self, timing: Timing) -> Timing:
         """An address is there or not, at once; and since we cannot start it, we never stop looking for it."""

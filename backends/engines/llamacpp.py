@@ -14,13 +14,14 @@ from typing import Any
 from backends.adapter import (
     Call,
     LaunchSpec,
+    Objection,
     Probe,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
 )
 from backends.address import Address
-from backends.argv import flags, owned_problems
+from backends.argv import flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.settings import BackendSettings, EngineSettings, Timing
 from backends.weights import gguf_problem
@@ -34,10 +35,10 @@ EMBEDDED = "backends.engines.llamacpp_server"
 OWNED = {
     "model": "write models.<name>.weights",
     "m": "write models.<name>.weights",
-    "alias": "the public name is the key under models:",
-    "host": "engines listen for the gateway only",
-    "port": "write engines.llamacpp.socket: tcp for a port, which the gateway chooses",
-    "api-key": "keys are checked by the gateway: write gateway.keys",
+    "alias": "remove it: the public name is the key under models",
+    "host": "remove it: engines listen for the gateway only",
+    "port": "remove it, or write engines.llamacpp.socket: tcp for a port that the gateway chooses",
+    "api-key": "write gateway.keys: the gateway checks them",
     "ctx-size": "write models.<name>.context_length, in tokens per request",
     "c": "write models.<name>.context_length, in tokens per request",
     "chat-template": "write models.<name>.template: {from: FILE}",
@@ -106,7 +107,8 @@ class LlamaCpp:
 
     def default_command(self) -> tuple[str, ...]:
         """The embedded server, in the gateway's own Python."""
-        return (sys.executable, "-m", EMBEDDED)
+        # -P: a folder called backends where the operator stands must not be taken for ours.
+        return (sys.executable, "-P", "-m", EMBEDDED)
 
     def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
         """Both forms print their version and end."""
@@ -116,9 +118,9 @@ class LlamaCpp:
         """One GGUF file."""
         return gguf_problem(weights)
 
-    def problems(self, backend: BackendSettings) -> Sequence[str]:
+    def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Options that are the gateway's to set."""
-        return tuple(owned_problems(backend.args, OWNED, "llama.cpp"))
+        return tuple(owned_objections(backend.args, OWNED))
 
     def timing(self, timing: Timing) -> Timing:
         """As configured."""

@@ -12,13 +12,14 @@ from typing import Any
 from backends.adapter import (
     Call,
     LaunchSpec,
+    Objection,
     Probe,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
 )
 from backends.address import Address
-from backends.argv import flags, owned_problems
+from backends.argv import flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.settings import BackendSettings, EngineSettings, Timing
 from backends.weights import hf_folder_problem
@@ -30,14 +31,14 @@ ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
 OWNED = {
     "model": "write models.<name>.weights",
-    "served-model-name": "the public name is the key under models:",
-    "host": "engines listen for the gateway only",
-    "port": "write engines.vllm.socket: tcp for a port, which the gateway chooses",
+    "served-model-name": "remove it: the public name is the key under models",
+    "host": "remove it: engines listen for the gateway only",
+    "port": "remove it, or write engines.vllm.socket: tcp for a port that the gateway chooses",
     "uds": "write engines.vllm.socket: unix",
-    "api-key": "keys are checked by the gateway: write gateway.keys",
+    "api-key": "write gateway.keys: the gateway checks them",
     "chat-template": "write models.<name>.template: {from: FILE}",
     # The request's own template would replace the operator's (entrypoints/launchers/cli_args.py).
-    "trust-request-chat-template": "a client may not bring its own chat template",
+    "trust-request-chat-template": "remove it: a client may not bring its own chat template",
 }
 
 PATTERNS = (
@@ -148,9 +149,9 @@ class Vllm:
         """A Hugging Face folder, or a GGUF file."""
         return hf_folder_problem(weights)
 
-    def problems(self, backend: BackendSettings) -> Sequence[str]:
+    def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Options that are the gateway's to set."""
-        return tuple(owned_problems(backend.args, OWNED, "vLLM"))
+        return tuple(owned_objections(backend.args, OWNED))
 
     def timing(self, timing: Timing) -> Timing:
         """As configured."""

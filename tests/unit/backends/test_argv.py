@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backends.argv import canonical, flags, owned_problems
+from backends.adapter import Objection
+from backends.argv import canonical, flags, owned_objections
 from backends.settings import ArgValue
 
 FLAGS: list[tuple[dict[str, ArgValue], list[str]]] = [
@@ -34,5 +35,5 @@ def test_one_spelling(name: str) -> None:
 
 def test_owned_options_are_named_with_their_remedy() -> None:
     """A sentence for each option the gateway sets itself, in whatever spelling, and none for others."""
-    found = list(owned_problems({"served_model_name": "x", "dtype": "auto"}, {"served-model-name": "do that"}, "vLLM"))
-    assert found == ["args.served_model_name: the gateway sets --served-model-name of vLLM itself; do that"]
+    found = list(owned_objections({"served_model_name": "x", "dtype": "auto"}, {"served-model-name": "do that"}))
+    assert found == [Objection(("args", "served_model_name"), "is set by the gateway itself", "do that")]

@@ -129,7 +129,7 @@ def test_tokenize_drives_or_says_that_it_cannot(adapter: Adapter) -> None:
 @every_adapter
 def test_good_settings_have_no_problem(adapter: Adapter) -> None:
     """A plain backend is accepted."""
-    assert list(adapter.problems(backend_of(adapter))) == []
+    assert list(adapter.objections(backend_of(adapter))) == []
 
 
 # --- those we start ---
@@ -180,9 +180,9 @@ OWNED = [
 def test_owned_options_are_refused(adapter: Adapter, name: str) -> None:
     """An option the gateway sets itself is a problem in each spelling, and says what to write instead."""
     for spelling in (name, name.replace("-", "_")):
-        (problem,) = adapter.problems(backend_of(adapter, args={spelling: "x"}))
-        assert problem.startswith(f"args.{spelling}: the gateway sets --{name}")
-        assert "; " in problem
+        (objection,) = adapter.objections(backend_of(adapter, args={spelling: "x"}))
+        assert objection.path == ("args", spelling)
+        assert objection.remedy
 
 
 @every_launched
@@ -197,7 +197,7 @@ def test_the_gateways_own_options_are_owned(adapter: Adapter) -> None:
     }
     harmless = {"jinja", "metrics", "no-webui"}
     for name in written - harmless:
-        assert adapter.problems(backend_of(adapter, args={name: "x"})), name
+        assert adapter.objections(backend_of(adapter, args={name: "x"})), name
 
 
 @every_launched
@@ -235,7 +235,7 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], EngineSettings, Address, list[str]
     ),
     "llamacpp plain": (
         "llamacpp", {}, EngineSettings(), UDS,
-        [sys.executable, "-m", "backends.engines.llamacpp_server", "--model", "/models/m", "--alias", "m",
+        [sys.executable, "-P", "-m", "backends.engines.llamacpp_server", "--model", "/models/m", "--alias", "m",
          "--host", "/run/m.sock", "--jinja", "--metrics", "--no-webui"],
     ),
     "llamacpp binary on a port": (
@@ -335,7 +335,7 @@ def test_the_embedded_server_takes_what_the_adapter_writes() -> None:
         ADAPTERS["llamacpp"], context_length=512, template_file=Path("/t.jinja"), args=args
     )  # fmt: skip
     argv = ADAPTERS["llamacpp"].launch_spec(backend, EngineSettings(), UDS).argv
-    read = vars(parser().parse_args(argv[3:]))
+    read = vars(parser().parse_args(argv[4:]))
     assert read["model.path"] == str(WEIGHTS)
     assert (read["alias"], read["host"], read["n_ctx"], read["n_parallel"]) == ("m", "/run/m.sock", 1024, 2)
     assert read["chat_template_file"] == Path("/t.jinja")
@@ -391,5 +391,6 @@ def test_an_external_backend_is_looked_for_for_ever() -> None:
 )
 def test_settings_of_a_process_are_refused_for_an_address(others: dict[str, Any], name: str) -> None:
     """What only a process of ours could obey has no place on an external backend."""
-    (problem,) = ADAPTERS["external"].problems(backend_of(ADAPTERS["external"], **others))
-    assert problem.startswith(f"{name}: has no effect")
+    (objection,) = ADAPTERS["external"].objections(backend_of(ADAPTERS["external"], **others))
+    assert objection.path == (name,)
+    assert objection.message.startswith("has no effect")
