@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -32,7 +33,7 @@ STARTER = """\
 gateway:
   host: 127.0.0.1
   port: 8080
-  state_dir: {state_dir}
+  state_dir: .unigate
 models:
   {model}:
     engine: llamacpp
@@ -53,8 +54,7 @@ def quickstart(config_path: Path, environ: Mapping[str, str]) -> None:
     screen = console.stderr()
     weights = _model(screen, environ)
     if not config_path.exists():
-        text = STARTER.format(state_dir=_yaml(".unigate"), model=MODEL, weights=_yaml(str(weights)))
-        config_path.write_text(text, encoding="utf-8")
+        config_path.write_text(starter_config(weights), encoding="utf-8")
         screen.print(f"[green]✓[/] wrote {config_path}")
     try:
         config = load_config(config_path, environ)
@@ -68,8 +68,10 @@ def quickstart(config_path: Path, environ: Mapping[str, str]) -> None:
     _serve(screen, config_path, config)
 
 
-def _yaml(text: str) -> str:
-    return text if text.isascii() and not set(text) & set("#:{}[]'\"$ ") else "'" + text.replace("'", "''") + "'"
+def starter_config(weights: Path) -> str:
+    """The text of a configuration that serves *weights* under MODEL."""
+    # A JSON string is a YAML one; and a `$` would begin a variable.
+    return STARTER.format(model=MODEL, weights=json.dumps(str(weights).replace("$", "$$"), ensure_ascii=False))
 
 
 def _model(screen: Console, environ: Mapping[str, str]) -> Path:

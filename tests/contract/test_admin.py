@@ -234,8 +234,8 @@ def test_admin_errors_wear_the_envelope(gateway: Gateway) -> None:
     """An unknown backend, path, method or value below /admin is told in the envelope."""
     for method, path, status, message in (
         ("GET", "/admin/backends/zzz", 404, "there is no backend 'zzz'; there are: chat, cold, "),
-        ("GET", "/admin/zzz", 404, "Not Found"),
-        ("DELETE", "/admin/backends", 405, "Method Not Allowed"),
+        ("GET", "/admin/zzz", 404, "nothing is served at /admin/zzz; see /admin/docs"),
+        ("DELETE", "/admin/backends", 405, "/admin/backends does not take DELETE; see /admin/docs"),
         ("POST", "/admin/backends/cold/load?wait_s=-1", 400, "wait_s: Input should be greater than or equal to 0"),
         ("GET", "/admin/backends/chat/logs?lines=x", 400, "lines: Input should be a valid integer"),
     ):

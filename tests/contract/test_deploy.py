@@ -149,7 +149,7 @@ def test_image_installs_nothing_that_is_not_pinned() -> None:
 def test_image_starts_the_gateway_and_stops_it_with_term() -> None:
     """Start and health check use the exec form, so the gateway itself gets the signals; the port is the config's."""
     assert of("ENTRYPOINT")[0].words == ["unigate"]
-    assert of("CMD")[0].words == ["serve", "-c", "/etc/unigate/unigate.yaml"]
+    assert of("CMD")[0].words == ["serve", "--keep-going", "-c", "/etc/unigate/unigate.yaml"]
     assert [each.value for each in of("STOPSIGNAL")] == ["SIGTERM"]
     assert [each.value for each in of("EXPOSE")] == [str(compose_config().gateway.port)]
 
