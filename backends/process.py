@@ -145,16 +145,17 @@ class ShimmedRun:
         log = asyncio.create_task(self._pump_log(self._shim.stderr), name=f"log {self._marker}")
         async for line in self._shim.stdout:
             self._take(json.loads(line))
-        await self._shim.wait()
         if not self._ended_orderly:
             # The shim itself was killed: what it guarded is ours to end now.
             await asyncio.to_thread(
                 sweep, lambda: members(self._marker, session=self.session), term_s=ORPHAN_GRACE_S / 2
             )
-        # Everything that could write is gone, so the log ends by itself; a stranger that inherited the pipe may not
-        # hold us up.
+        # Everything that could write is gone, so the pipes end by themselves; a stranger that inherited one may not
+        # hold us up. It would, without a limit: Process.wait waits for the pipes too (CPython 3.11, gh-119710), which
+        # is also why the sweep comes first.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
+                await self._shim.wait()
                 await asyncio.shield(log)
         log.cancel()
         if self._failure is not None:

@@ -54,6 +54,7 @@ class FakeRun:
     marker: str
     say: Callable[[str], None]
     deaf: bool = False
+    kills_ignored: int = 0
     pid: int | None = None
     session: int = 0
     signals: list[str] = field(default_factory=list)
@@ -75,9 +76,11 @@ class FakeRun:
             self.end(ExitStatus(code=0))
 
     def kill(self) -> None:
-        """Ends it."""
+        """Ends it, unless it sleeps uninterruptibly."""
         self.signals.append("KILL")
-        self.end(ExitStatus(signal=9))
+        self.kills_ignored -= 1
+        if self.kills_ignored < 0:
+            self.end(ExitStatus(signal=9))
 
     def bytes_read(self) -> int:
         """What the test says."""
@@ -107,11 +110,16 @@ class FakeLauncher:
         self.deaf = False
         self.session = 0
         self.most_alive = 0
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+        self.starting = 0
         self._changed = asyncio.Event()
 
     async def start(self, spec: LaunchSpec, marker: str, on_line: Callable[[str], None]) -> FakeRun:
         """A run, in the next turn of the loop as with a real process."""
+        self.starting += 1
         await asyncio.sleep(0)
+        await self.may_start.wait()
         if self.failures:
             raise self.failures.pop(0)
         run = FakeRun(len(self.runs) + 1, spec, marker, on_line, deaf=self.deaf, session=self.session)
@@ -170,7 +178,12 @@ class World:
         self._published = asyncio.Event()
         self.records = ProcessRecords(folder / "records")
         self.host = Host(
-            self.launcher, FakeProber(self.launcher), Places(folder / "sockets"), self.records, asyncio.Semaphore(1)
+            self.launcher,
+            FakeProber(self.launcher),
+            Places(folder / "sockets"),
+            self.records,
+            asyncio.Semaphore(1),
+            folder / "runs",
         )
         self.log = BackendLog(folder / "backend.log")
         self.supervisor = Supervisor(

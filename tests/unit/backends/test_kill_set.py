@@ -126,7 +126,8 @@ def test_send_reaches_exactly_the_process_seen() -> None:
         assert entry is not None
         stranger = ProcessEntry(entry.pid, entry.parent, entry.session, entry.started_ticks - 1, False)
         send(stranger, signal.SIGKILL)
-        assert is_alive(process.pid)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
         send(entry, signal.SIGKILL)
         assert process.wait(5) == -signal.SIGKILL
         send(entry, signal.SIGKILL)

@@ -390,7 +390,7 @@ async def test_the_phase_comes_from_the_log(tmp_path: Path) -> None:
 
 
 async def test_a_command_that_cannot_be_run_is_final(tmp_path: Path) -> None:
-    """A spawn failure is FAILED with `not_started`, and its record does not stay behind."""
+    """A spawn failure is FAILED with `not_started`; neither its record nor its turn at the gate stays behind."""
     async with living_backend(tmp_path, settings(tmp_path)) as world:
         world.launcher.failures.append(SpawnFailed("vllm: No such file or directory"))
         await world.supervisor.request_start()
@@ -400,6 +400,7 @@ async def test_a_command_that_cannot_be_run_is_final(tmp_path: Path) -> None:
         assert (diagnosis.code, diagnosis.permanent) == ("not_started", True)
         assert "vllm: No such file or directory" in diagnosis.reason
         assert world.records.read_all() == []
+        assert not world.host.start_gate.locked()
 
 
 async def test_the_record_lives_as_long_as_the_run(tmp_path: Path) -> None:
@@ -411,6 +412,17 @@ async def test_the_record_lives_as_long_as_the_run(tmp_path: Path) -> None:
         await world.supervisor.request_stop()
         await world.supervisor.settled(State.STOPPED)
         assert world.records.read_all() == []
+
+
+async def test_the_place_is_given_back(tmp_path: Path) -> None:
+    """When a run has ended, its socket is gone."""
+    async with living_backend(tmp_path, settings(tmp_path)) as world:
+        run = await world.ready()
+        socket = Path(run.spec.address.uds)
+        socket.touch()
+        await world.supervisor.request_stop()
+        await world.supervisor.settled(State.STOPPED)
+        assert not socket.exists()
 
 
 async def test_a_record_that_cannot_be_completed_orphans_nothing(
@@ -444,6 +456,35 @@ async def test_a_stop_before_the_process_is_there(tmp_path: Path) -> None:
         await world.published(3)
         assert world.events == ["StartRequested", "StopRequested", "Exited"]
         assert world.launcher.alive == []
+
+
+@pytest.mark.parametrize("signal", ["TERM", "KILL"])
+async def test_a_stop_during_the_spawn(tmp_path: Path, signal: str) -> None:
+    """What is asked of a run that is just being spawned reaches it as soon as it is there."""
+    async with living_backend(tmp_path, settings(tmp_path)) as world:
+        world.launcher.may_start.clear()
+        await world.supervisor.request_start()
+        await until(lambda: world.launcher.starting == 1)
+        if signal == "TERM":
+            await world.supervisor.request_stop()
+        else:
+            world.supervisor.kill()
+        world.launcher.may_start.set()
+        run = await world.launcher.started(1)
+        await until(lambda: not run.is_alive)
+        assert signal in run.signals
+
+
+async def test_what_does_not_die_is_killed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KILL is repeated until the run is gone, and only then is the backend STOPPED."""
+    monkeypatch.setattr("backends.supervisor.KILL_AGAIN_S", 0.01)
+    async with living_backend(tmp_path, settings(tmp_path, replace(CALM, stop_grace_s=0.01))) as world:
+        world.launcher.deaf = True
+        run = await world.ready()
+        run.kills_ignored = 2
+        await world.supervisor.request_stop()
+        await world.supervisor.settled(State.STOPPED)
+        assert run.signals == ["TERM", "KILL", "KILL", "KILL"]
 
 
 async def test_the_start_gate_admits_one_at_a_time(tmp_path: Path) -> None:
@@ -540,6 +581,32 @@ async def test_a_ready_run_clears_the_failed_starts(tmp_path: Path) -> None:
             run.end(ExitStatus(code=1))
             await world.launcher.started(number + 1)
         assert world.supervisor.status().restarts == 8
+
+
+async def test_a_person_gives_it_all_its_tries_again(tmp_path: Path) -> None:
+    """A start asked for after giving up has as many tries as the first."""
+    async with living_backend(tmp_path, settings(tmp_path, replace(CALM, max_failed_starts=2))) as world:
+        for _ in range(2):
+            await world.supervisor.request_start()
+            for _ in range(2):
+                (await world.run()).end(ExitStatus(code=1))
+                await until(lambda: not world.launcher.alive)
+            await world.supervisor.settled(State.FAILED)
+        assert world.events == ["StartRequested", "Crashed", "BackoffElapsed", "Crashed", "GaveUp"] * 2
+
+
+async def test_only_a_ready_backend_is_checked(tmp_path: Path) -> None:
+    """While it drains, nobody asks for its health, and an unwell engine may finish what it does."""
+    async with living_backend(tmp_path, settings(tmp_path)) as world:
+        run = await world.ready()
+        lease = world.supervisor.try_lease()
+        assert lease is not None
+        await world.supervisor.request_stop()
+        run.is_well = False
+        checks = run.health_calls
+        await asyncio.sleep(0.03)  # thirty times the interval: what must not come cannot be awaited
+        assert run.health_calls <= checks + 1
+        lease.release()
 
 
 async def test_an_idle_backend_is_unloaded(tmp_path: Path) -> None:
