@@ -8,13 +8,17 @@ from backends.adapter import Objection
 from backends.settings import ArgValue
 
 
-def flags(options: Mapping[str, ArgValue]) -> list[str]:
-    """``{"max-model-len": 4096, "enforce-eager": True, "x": False}`` -> ``--max-model-len 4096 --enforce-eager``."""
+def flags(options: Mapping[str, ArgValue], short: frozenset[str] = frozenset()) -> list[str]:
+    """``{"max-model-len": 4096, "enforce-eager": True, "x": False}`` -> ``--max-model-len 4096 --enforce-eager``.
+
+    *short*: options the engine knows with one dash, whatever their length, as llama.cpp its ``-ngl``.
+    """
     argv: list[str] = []
     for name, value in options.items():
         if value is False:
             continue
-        argv.append(f"--{name}")
+        bare = name.lstrip("-")
+        argv.append(f"-{bare}" if bare in short else f"--{bare}")
         if value is True:
             continue
         argv += [str(item) for item in value] if isinstance(value, tuple) else [str(value)]

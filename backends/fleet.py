@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from backends.adapter import Adapter
+from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import State
 from backends.logs import BackendLog, file_name
 from backends.records import Reaped, reap
 from backends.settings import BackendSettings, EngineSettings
 from backends.start import Host
-from backends.supervisor import BackendStatus, BackendUnavailable, Lease, Supervisor, Transition
+from backends.status import BackendStatus, Transition
+from backends.supervisor import Supervisor
 
 KILL_WAIT_S = 10.0
 

@@ -68,6 +68,7 @@ class BackendLog:
         self._followers: set[asyncio.Queue[str | None]] = set()
         self._file: RotatingFileHandler | None = None
         self._write_failed = False
+        self._is_closed = False
         self.lines_written = 0
 
     def __repr__(self) -> str:
@@ -98,6 +99,8 @@ class BackendLog:
         queue: asyncio.Queue[str | None] = asyncio.Queue()
         for line in self.tail(lines):
             queue.put_nowait(line)
+        if self._is_closed:
+            queue.put_nowait(None)
         self._followers.add(queue)
         try:
             while (line_or_end := await queue.get()) is not None:
@@ -107,6 +110,7 @@ class BackendLog:
 
     def close(self) -> None:
         """End the file and every follower."""
+        self._is_closed = True
         for queue in self._followers:
             queue.put_nowait(None)
         if self._file is not None:

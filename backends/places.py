@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 from backends.address import Address
 from backends.ports import PortPool
+from backends.settings import SocketKind
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path, less the closing NUL (unix(7))."""
@@ -22,11 +23,14 @@ class Places:
         self._folder = socket_folder
         self._ports = ports or PortPool()
 
-    def reserve(self, backend: str, kind: Literal["unix", "tcp"]) -> Address:
+    def reserve(self, backend: str, kind: SocketKind) -> Address:
         """A place nobody listens at. Raises NoFreePort, or OSError when the socket folder cannot be made."""
         if kind == "tcp":
             return Address(host="127.0.0.1", port=self._ports.reserve())
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._folder.stat().st_uid != os.getuid():
+            # In the temporary folder anybody could have made it first, to stand in for our engines.
+            raise PermissionError(errno.EPERM, "the folder for sockets belongs to somebody else", str(self._folder))
         digest = hashlib.sha256(backend.encode()).hexdigest()[:12]
         path = self._folder / f"{digest}.sock"
         path.unlink(missing_ok=True)  # left by a run that was killed: binding to it would fail

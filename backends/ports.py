@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 FIRST_PORT = 18000
@@ -19,7 +20,9 @@ class PortPool:
     def __init__(self, host: str = "127.0.0.1", first: int = FIRST_PORT, last: int = LAST_PORT) -> None:
         self._host = host
         self._range = range(first, last + 1)
-        self._next = 0
+        # Not from the first port on: another gateway of this machine would choose the same, and an engine that binds
+        # only after its load (LMDeploy) leaves the port looking free for a minute.
+        self._next = os.getpid() % len(self._range)
         self._reserved: set[int] = set()
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from backends.kill_set import ProcessEntry, members, read_entry, sweep
 from backends.logs import file_name
@@ -60,11 +61,18 @@ class ProcessRecords:
         records = []
         for path in sorted(self._folder.glob("*.json")):
             try:
-                records.append(ProcessRecord(**json.loads(path.read_text(encoding="utf-8"))))
+                records.append(_record(json.loads(path.read_text(encoding="utf-8"))))
             except (OSError, ValueError, TypeError) as problem:
                 _log.warning("unreadable process record %s: %s", path, problem)
                 path.unlink(missing_ok=True)
         return records
+
+
+def _record(fields: Any) -> ProcessRecord:
+    record = ProcessRecord(**fields)
+    if not isinstance(record.session, int) or not isinstance(record.started_ticks, int):
+        raise TypeError("session and started_ticks must be whole numbers")
+    return record
 
 
 @dataclass(frozen=True, slots=True)

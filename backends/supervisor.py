@@ -23,13 +23,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backends.adapter import Adapter
-from backends.address import Address
 from backends.backoff import Attempts, after_failure, retry_delay_s
 from backends.diagnosis import Diagnosis
+from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import LEAVING, Effect, Event, State, is_legal, next_step
 from backends.logs import BackendLog
 from backends.settings import BackendSettings, EngineSettings
 from backends.start import Host, Occurrence, Start
+from backends.status import BackendStatus, Transition
+from backends.waiting import Waiters
 
 EARLY_STOP_GRACE_S = 5.0
 """From TERM to KILL of an engine that is still starting: nothing runs on it, and vLLM may not even have its signal
@@ -39,79 +41,12 @@ KILL_AGAIN_S = 10.0
 _log = logging.getLogger("unigate.backends")
 
 
-class BackendUnavailable(Exception):
-    """No lease. *retry_after_s* is an honest guess in seconds, None when asking again is pointless."""
-
-    def __init__(
-        self, code: str, message: str, retry_after_s: float | None, diagnosis: Diagnosis | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.retry_after_s = retry_after_s
-        self.diagnosis = diagnosis
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """An event asked for, by people or by the supervisor of itself; *taken* is done once it has been looked at."""
 
     event: Event
     taken: asyncio.Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """One change of state, as subscribers get it. *started_in_s* is set when it is the end of a start, in seconds."""
-
-    backend: str
-    engine: str
-    before: State
-    event: Event
-    after: State
-    diagnosis: Diagnosis | None
-    address: Address | None = None
-    """Where the run concerned listens, or listened."""
-    started_in_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BackendStatus:
-    """A backend as people are shown it. *since_s*: seconds in this state; *retry_in_s*: until the next start."""
-
-    name: str
-    engine: str
-    state: State
-    phase: str
-    pid: int | None
-    address: str
-    since_s: float
-    leases: int
-    waiting: int
-    restarts: int
-    retry_in_s: float | None
-    on_demand: bool
-    log: str
-    diagnosis: Diagnosis | None
-
-
-class Lease:
-    """The right to use an endpoint for one exchange. Release it where it was taken; twice is no error."""
-
-    __slots__ = ("_release", "address", "authorization", "backend", "engine", "served_name")
-
-    def __init__(self, backend: BackendSettings, address: Address, authorization: str, release: Callable[[bool], None]):
-        self.backend = backend.name
-        self.engine = backend.engine
-        self.served_name = backend.served_name or backend.name
-        self.address = address
-        self.authorization = authorization
-        self._release: Callable[[bool], None] | None = release
-
-    def release(self, *, answered: bool = False) -> None:
-        """Give the lease back. *answered*: a whole answer came, which is as good as a health check."""
-        release, self._release = self._release, None
-        if release is not None:
-            release(answered)
 
 
 class Supervisor:
@@ -135,7 +70,6 @@ class Supervisor:
         self._host = host
         self._timing = adapter.timing(backend.timing)
         self._publish = publish
-        self._max_waiting = max_waiting
         self._inbox: asyncio.Queue[Request | Occurrence] = asyncio.Queue()
         self._state = State.STOPPED
         self._generation = 0
@@ -145,7 +79,7 @@ class Supervisor:
         self._attempts = Attempts()
         self._restarts = 0
         self._leases = 0
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters = Waiters(max_waiting)
         self._settling: list[tuple[frozenset[State], asyncio.Future[None]]] = []
         self._diagnosis: Diagnosis | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -246,7 +180,7 @@ class Supervisor:
         lease = self.try_lease()
         if lease is not None:
             return lease
-        if len(self._waiters) >= self._max_waiting:
+        if self._waiters.is_full:
             message = f"the queue for {self.backend.name} is full ({len(self._waiters)} waiting)"
             raise BackendUnavailable("queue_full", message, self._retry_after_s())
         try:
@@ -264,14 +198,8 @@ class Supervisor:
             raise self._failed()
         if self._is_over:
             raise self._stopped()
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        if self._state not in (State.STARTING, State.BACKOFF, State.RECYCLING):
-            self._ask(Event.START_REQUESTED)
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
+        is_under_way = self._state in (State.STARTING, State.BACKOFF, State.RECYCLING)
+        await self._waiters.wait(None if is_under_way else self._ask(Event.START_REQUESTED))
 
     def _lease_returned(self, answered: bool) -> None:
         self._leases -= 1
@@ -318,8 +246,8 @@ class Supervisor:
             self._end_timers()
             self.kill()
             self._start_again = False
-            self._fail_waiters()
             self._is_over = True
+            self._fail_waiters()
             while not self._inbox.empty():
                 message = self._inbox.get_nowait()
                 if isinstance(message, Request):
@@ -417,7 +345,7 @@ class Supervisor:
             case Effect.RESET_ATTEMPTS:
                 self._attempts = Attempts()
             case Effect.WAKE_WAITERS:
-                self._wake_waiters()
+                self._waiters.wake()
             case Effect.FAIL_WAITERS:
                 self._fail_waiters()
 
@@ -451,20 +379,10 @@ class Supervisor:
         else:
             self._post_later(delay_s, Event.BACKOFF_ELAPSED)
 
-    def _wake_waiters(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
     def _fail_waiters(self) -> None:
-        if self._start_again:
-            return  # they wait for the start that follows
-        for waiter in self._waiters:
-            if not waiter.done():
-                if self._state is State.FAILED:
-                    waiter.set_exception(self._failed())
-                else:
-                    waiter.set_exception(self._stopped())
+        if not self._start_again:  # else they wait for the start that follows
+            problem = self._failed if self._state is State.FAILED else self._stopped
+            self._waiters.fail(problem, spare_newcomers=not self._is_over)
 
     def _post_later(self, delay_s: float, event: Event) -> None:
         loop = asyncio.get_running_loop()

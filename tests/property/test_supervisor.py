@@ -13,10 +13,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from backends.diagnosis import ExitStatus
+from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import TRANSITIONS, State
 from backends.probing import ProbeFailed
 from backends.process import SpawnFailed
-from backends.supervisor import BackendUnavailable, Lease
 from tests.unit.backends.fakes import CALM, OUT_OF_MEMORY, World, turns
 from tests.unit.backends.fakes import settings as backend_settings
 

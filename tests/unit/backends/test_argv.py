@@ -21,6 +21,12 @@ FLAGS: list[tuple[dict[str, ArgValue], list[str]]] = [
 ]
 
 
+def test_short_options_keep_their_one_dash() -> None:
+    """An option an engine knows with one dash is written with one, however the configuration spells it."""
+    options: dict[str, ArgValue] = {"np": 2, "--parallel": 2, "-ngl": 9}
+    assert flags(options, frozenset({"np", "ngl"})) == ["-np", "2", "--parallel", "2", "-ngl", "9"]
+
+
 @pytest.mark.parametrize(("options", "argv"), FLAGS)
 def test_flags(options: dict[str, ArgValue], argv: list[str]) -> None:
     """True is the bare flag, false leaves it out, a tuple follows one flag; order is kept and nothing is quoted."""

@@ -149,6 +149,15 @@ async def test_a_follower_that_does_not_read_loses_lines_not_memory(tmp_path: Pa
     assert rest == [str(number) for number in range(FOLLOWER_LINES)]
 
 
+async def test_a_closed_log_is_followed_to_its_end(tmp_path: Path) -> None:
+    """Who follows a log that is closed already gets its tail, and then the end."""
+    log = BackendLog(tmp_path / "x.log")
+    log.write("last words")
+    log.close()
+    async with asyncio.timeout(5):
+        assert [line async for line in log.follow(10)] == ["last words"]
+
+
 async def test_a_follower_that_leaves_is_forgotten(tmp_path: Path) -> None:
     """Closing the iterator ends the following."""
     log = BackendLog(tmp_path / "m.log")

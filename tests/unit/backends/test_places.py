@@ -39,6 +39,7 @@ def test_a_taken_port_is_not_free(listener: socket.socket) -> None:
 def test_a_pool_gives_each_port_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every port of the range once, then NoFreePort saying which range; a released one again, round robin."""
     monkeypatch.setattr("backends.ports.is_free", lambda *_: True)
+    monkeypatch.setattr("backends.ports.os.getpid", lambda: 0)
     pool = PortPool(first=18500, last=18502)
     assert [pool.reserve() for _ in range(3)] == [18500, 18501, 18502]
     with pytest.raises(NoFreePort, match=r"between 18500 and 18502 on 127\.0\.0\.1"):
@@ -50,9 +51,20 @@ def test_a_pool_gives_each_port_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pool.reserve() == 18501
 
 
+def test_two_gateways_begin_at_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of two processes do not begin at the same port, which a loading engine has not bound yet."""
+    monkeypatch.setattr("backends.ports.is_free", lambda *_: True)
+    first = []
+    for pid in (4000, 4001):
+        monkeypatch.setattr("backends.ports.os.getpid", lambda pid=pid: pid)
+        first.append(PortPool().reserve())
+    assert first[0] != first[1]
+
+
 def test_a_released_port_is_not_given_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """The port just released comes last, because a client may still remember it."""
     monkeypatch.setattr("backends.ports.is_free", lambda *_: True)
+    monkeypatch.setattr("backends.ports.os.getpid", lambda: 0)
     pool = PortPool(first=18500, last=18502)
     first = pool.reserve()
     pool.release(first)

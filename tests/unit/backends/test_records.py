@@ -67,6 +67,15 @@ def test_an_unreadable_record_is_skipped(
     assert not (tmp_path / "records" / "bad.json").exists()
 
 
+def test_a_damaged_record_is_skipped(records: ProcessRecords, tmp_path: Path) -> None:
+    """A record whose numbers are none names no process, and is forgotten."""
+    records.write(ProcessRecord("m", "m:1", 5, 6))
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text('{"backend": "m", "marker": "m:1", "session": "5", "started_ticks": 6}')
+    assert records.read_all() == []
+    assert not file.exists()
+
+
 def test_reaping_ends_what_bears_the_marker(records: ProcessRecords) -> None:
     """A process an earlier gateway left is found by its marker, ended, told, and forgotten."""
     marker = new_marker()

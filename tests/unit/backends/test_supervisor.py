@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from backends import start
 from backends.diagnosis import ExitStatus
+from backends.lease import BackendUnavailable
 from backends.lifecycle import Event, State
 from backends.probing import ProbeFailed
 from backends.process import SpawnFailed
-from backends.start import Occurrence
-from backends.supervisor import BackendUnavailable
+from backends.start import MIN_PROGRESS_BYTES, Occurrence
 from tests.unit.backends.fakes import CALM, OUT_OF_MEMORY, asked, living_backend, outcome, settings, turns, until
 
 SLOW_RETRY = replace(CALM, backoff_base_s=60, backoff_max_s=60)
@@ -361,7 +362,7 @@ async def test_a_start_that_shows_life_is_not_stalled(tmp_path: Path, sign: str)
         run = await world.run()
         run.is_well = False
         if sign == "bytes read":
-            counter = iter(range(10_000))
+            counter = iter(range(0, 10_000 * MIN_PROGRESS_BYTES, MIN_PROGRESS_BYTES))
             run.read_bytes = lambda: next(counter)
         end_at = loop.time() + 4 * stall_s
         while loop.time() < end_at:
@@ -372,6 +373,45 @@ async def test_a_start_that_shows_life_is_not_stalled(tmp_path: Path, sign: str)
         run.is_well = True
         run.is_answering.set()
         await world.supervisor.settled(State.READY)
+
+
+async def test_our_own_questions_are_no_sign_of_life(tmp_path: Path) -> None:
+    """A few bytes read, as a health check costs, do not keep a hung start alive."""
+    backend = settings(tmp_path, replace(ONE_TRY, start_stall_timeout_s=0.1))
+    async with living_backend(tmp_path, backend) as world:
+        await world.supervisor.request_start()
+        run = await world.run()
+        run.is_well = False
+        counter = iter(range(0, 1_000_000, 300))
+        run.read_bytes = lambda: next(counter)
+        await world.supervisor.settled(State.FAILED)
+        assert "StartTimedOut" in world.events
+
+
+async def test_one_start_holds_the_gate_for_a_while_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that hangs keeps others waiting no longer than GATE_HOLD_S."""
+    monkeypatch.setattr(start, "GATE_HOLD_S", 0.05)
+    async with living_backend(tmp_path, settings(tmp_path)) as world:
+        await world.supervisor.request_start()
+        await world.run()
+        async with world.host.start_gate:
+            assert world.state is State.STARTING
+
+
+async def test_a_lease_asked_for_at_the_very_end_of_a_stop_is_granted(tmp_path: Path) -> None:
+    """Whoever asks while the news of the exit waits in the inbox gets the next run, not `model_stopped`."""
+    async with living_backend(tmp_path, settings(tmp_path)) as world:
+        run = await world.ready()
+        world.launcher.deaf = True
+        await world.supervisor.request_stop()
+        await world.supervisor.settled(State.STOPPING)
+        # In this order the task asks before the supervisor wakes, but behind the news of the exit.
+        asking = asyncio.create_task(world.supervisor.lease(5))
+        world.supervisor._inbox.put_nowait(Occurrence(1, None, None))
+        run.end(ExitStatus(code=0))
+        second = await world.launcher.started(2)
+        second.is_answering.set()
+        (await asking).release()
 
 
 async def test_the_phase_comes_from_the_log(tmp_path: Path) -> None:

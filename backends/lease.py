@@ -1,0 +1,41 @@
+"""The right to use an endpoint for one exchange, and why there is none to be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from backends.address import Address
+from backends.diagnosis import Diagnosis
+from backends.settings import BackendSettings
+
+
+class BackendUnavailable(Exception):
+    """No lease. *retry_after_s* is an honest guess in seconds, None when asking again is pointless."""
+
+    def __init__(
+        self, code: str, message: str, retry_after_s: float | None, diagnosis: Diagnosis | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.diagnosis = diagnosis
+
+
+class Lease:
+    """The right to use an endpoint for one exchange. Release it where it was taken; twice is no error."""
+
+    __slots__ = ("_release", "address", "authorization", "backend", "engine", "served_name")
+
+    def __init__(self, backend: BackendSettings, address: Address, authorization: str, release: Callable[[bool], None]):
+        self.backend = backend.name
+        self.engine = backend.engine
+        self.served_name = backend.served_name or backend.name
+        self.address = address
+        self.authorization = authorization
+        self._release: Callable[[bool], None] | None = release
+
+    def release(self, *, answered: bool = False) -> None:
+        """Give the lease back. *answered*: a whole answer came, which is as good as a health check."""
+        release, self._release = self._release, None
+        if release is not None:
+            release(answered)

@@ -1,0 +1,44 @@
+"""A backend as others see it: how it stands, and one change of how it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backends.address import Address
+from backends.diagnosis import Diagnosis
+from backends.lifecycle import Event, State
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of state, as subscribers get it. *started_in_s* is set when it is the end of a start, in seconds."""
+
+    backend: str
+    engine: str
+    before: State
+    event: Event
+    after: State
+    diagnosis: Diagnosis | None
+    address: Address | None = None
+    """Where the run concerned listens, or listened."""
+    started_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """A backend as people are shown it. *since_s*: seconds in this state; *retry_in_s*: until the next start."""
+
+    name: str
+    engine: str
+    state: State
+    phase: str
+    pid: int | None
+    address: str
+    since_s: float
+    leases: int
+    waiting: int
+    restarts: int
+    retry_in_s: float | None
+    on_demand: bool
+    log: str
+    diagnosis: Diagnosis | None
