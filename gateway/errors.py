@@ -30,7 +30,8 @@ from typing import Any
 import orjson
 
 from backends.diagnosis import Diagnosis
-from backends.supervisor import BackendUnavailable
+from backends.dialect import ErrorForm
+from backends.lease import BackendUnavailable
 from gateway import upstream_errors as upstream
 
 MESSAGE_LIMIT = 2000
@@ -237,16 +238,21 @@ _TYPE_OF_STATUS = {
 }
 
 
-def translate(status: int, body: bytes) -> BackendError:
-    """An engine's error answer in our envelope.
+def translate(status: int, body: bytes, forms: Sequence[ErrorForm] = ()) -> BackendError:
+    """An engine's error answer in our envelope. *forms*: what its words tell beyond its status.
 
     The engines' forms: ``{"error": {...}}`` (vLLM, llama.cpp, Ollama), the same fields without the wrapper (LMDeploy),
-    ``{"error": "text"}`` (vLLM's 401, Ollama's native routes), ``{"detail": ...}`` (FastAPI), or plain text.
+    ``{"error": "text"}`` (vLLM's 401, Ollama's native routes), ``{"detail": ...}`` (FastAPI), or plain text. A message
+    that is itself such a text (Ollama passes on its runner's) is opened.
     """
     fields = _error_fields(body)
+    inner = fields.get("message")
+    if isinstance(inner, str) and inner.lstrip().startswith("{"):
+        fields = {**fields, **_error_fields(inner.encode())}
     message = fields.get("message") or body[:MESSAGE_LIMIT].decode("utf-8", "replace").strip()
-    code = fields.get("code")
-    param = fields.get("param")
+    code, param = _told(f"{fields.get('type')}: {message}"[:MESSAGE_LIMIT], forms)
+    code = _word(fields.get("code")) or code
+    param = fields.get("param") or param
     # An engine that wants a key is our configuration's affair, not the client's: its own key was in order. And a number
     # that is no HTTP status (RFC 9110 15) cannot be passed on.
     shown = 502 if status in (401, 403) or status > 599 else status
@@ -254,9 +260,17 @@ def translate(status: int, body: bytes) -> BackendError:
         shown,
         str(message)[:MESSAGE_LIMIT] or f"the backend answered {status}",
         type=_TYPE_OF_STATUS.get(shown, "api_error"),
-        code=_word(code) or ("model_not_found" if status == 404 else None),
+        code=code or ("model_not_found" if status == 404 else None),
         param=param if isinstance(param, str) else None,
     )
+
+
+def _told(text: str, forms: Sequence[ErrorForm]) -> tuple[str | None, str | None]:
+    """Code and parameter as the first form that knows *text* has them."""
+    for form in forms:
+        if found := form.pattern.search(text):
+            return form.code, found.groupdict().get("param")
+    return None, None
 
 
 def _word(code: object) -> str | None:

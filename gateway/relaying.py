@@ -7,11 +7,16 @@ end quietly believes it has the whole answer, and the OpenAI SDK raises nothing 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from time import perf_counter as clock
+from typing import Any
+
+import orjson
 
 from gateway.client import Client, Headers
 from gateway.errors import BadGateway, GatewayError, from_upstream, translate
+from gateway.normalisation import Appearance, Normaliser
 from gateway.observation import Observation
 from gateway.sse import EventSplitter, EventTooLong, error_event
 from gateway.stream_watch import StreamWatch, usage_of
@@ -35,13 +40,15 @@ async def relay(
     *,
     wants_usage: bool,
     observe_gap: Callable[[float], None],
+    appearance: Appearance | None = None,
 ) -> bool:
-    """Bring *answer* to *client*; returns whether it was whole and good.
+    """Bring *answer* to *client*, looking as *appearance* has it; returns whether it was whole and good.
 
     Raises GatewayError while nothing has been sent yet, UpstreamError likewise.
     """
+    look = appearance or Appearance()
     if answer.status >= 400:
-        problem = translate(answer.status, await _beginning(answer, ERROR_LIMIT_BYTES))
+        problem = translate(answer.status, await _beginning(answer, ERROR_LIMIT_BYTES), look.dialect.error_forms)
         problem.headers = tuple((name, value) for name, value in answer.headers if name == b"retry-after")
         raise problem
     if answer.status != 200:
@@ -51,15 +58,28 @@ async def relay(
     if content_type.startswith(EVENT_STREAM):
         no_buffering = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await client.start(200, [*shown, *no_buffering, *headers])
-        return await _relay_stream(answer, client, seen, wants_usage, observe_gap)
+        watch = StreamWatch(wants_usage=wants_usage, appearance=look)
+        return await _relay_stream(answer, client, seen, watch, observe_gap)
     body = await answer.read(ANSWER_LIMIT_BYTES)
-    if not body.lstrip().startswith(b"{"):
-        raise BadGateway("the backend answered something that is not a JSON object", code="backend_garbage")
     seen.first_byte_at = clock()
-    seen.prompt_tokens, seen.completion_tokens = usage_of(body)
+    body = _normalised(body, look, seen)
     seen.relayed_at = clock()
     await client.answer(200, [*shown, *headers], body)
     return True
+
+
+def _normalised(body: bytes, look: Appearance, seen: Observation) -> bytes:
+    """A whole answer as its client is to have it; the very bytes where nothing is to be changed. Raises BadGateway."""
+    if not body.lstrip().startswith(b"{"):
+        raise BadGateway("the backend answered something that is not a JSON object", code="backend_garbage")
+    parsed: Any = None
+    # What only a laxer reader understands, half a surrogate pair say, is for the client to judge.
+    with contextlib.suppress(orjson.JSONDecodeError):
+        parsed = orjson.loads(body)
+    if parsed is None:
+        return body
+    seen.prompt_tokens, seen.completion_tokens = usage_of(parsed)
+    return orjson.dumps(parsed) if Normaliser(look).whole(parsed) else body
 
 
 async def _beginning(answer: Answer, limit_bytes: int) -> bytes:
@@ -72,9 +92,8 @@ async def _beginning(answer: Answer, limit_bytes: int) -> bytes:
 
 
 async def _relay_stream(
-    answer: Answer, client: Client, seen: Observation, wants_usage: bool, observe_gap: Callable[[float], None]
+    answer: Answer, client: Client, seen: Observation, watch: StreamWatch, observe_gap: Callable[[float], None]
 ) -> bool:
-    watch = StreamWatch(wants_usage=wants_usage)
     try:
         await _relay_events(answer, client, seen, watch, observe_gap)
     except UpstreamError as broken:

@@ -22,6 +22,8 @@ class Route:
     aliases: tuple[str, ...]
     backend: BackendSettings
     adapter: Adapter
+    ignores_unsupported: bool = False
+    """Parameters that the engine does not honour are left out; else a request with one is refused."""
 
     @property
     def names(self) -> tuple[str, ...]:

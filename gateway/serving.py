@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter as clock  # not loop.time(): uvloop's stands still for whole milliseconds
 
@@ -24,7 +24,7 @@ import orjson
 
 from backends.adapter import TokenizeRequest, Unsupported
 from backends.fleet import Fleet
-from backends.supervisor import BackendUnavailable, Lease
+from backends.lease import BackendUnavailable, Lease
 from gateway.client import Client, ClientGone, Headers, Receive, Scope, Send
 from gateway.enforcement import enforce
 from gateway.envelope import Envelope, read_envelope
@@ -41,6 +41,7 @@ from gateway.errors import (
 )
 from gateway.keys import Caller, Keyring
 from gateway.metrics import Metrics
+from gateway.normalisation import appearance, normalise_request
 from gateway.observation import STATUS_CLIENT_GONE, Observation, log_line
 from gateway.relaying import relay
 from gateway.routing import Route, Routes
@@ -141,11 +142,15 @@ class Serving:
         if endpoint not in route.adapter.endpoints:
             raise UnknownPath(f"the engine of {route.model} has no /v1/{endpoint}", code="endpoint_not_supported")
         seen.phase = "enforce"
-        body = orjson.dumps(enforce(envelope, route))
+        dialect = route.adapter.dialect
+        asked = normalise_request(enforce(envelope, route), dialect, endpoint, ignores=route.ignores_unsupported)
+        body = orjson.dumps(asked.body)
+        upstream_id = _upstream_id(seen.request_id)
+        own_headers = [*_own_headers(seen), *_ignored_header(asked.ignored)]
 
         async def forward_and_relay(lease: Lease) -> bool:
             seen.phase = "forward"
-            headers = _upstream_headers(seen.request_id, lease.authorization)
+            headers = _upstream_headers(upstream_id, lease.authorization)
             target = f"{lease.address.base_path}/{endpoint}"
             seen.sent_at = clock()
             async with self._pool.exchange(lease.address, "POST", target, headers, body) as answer:
@@ -153,10 +158,17 @@ class Serving:
                 return await relay(
                     answer,
                     client,
-                    _own_headers(seen),
+                    own_headers,
                     seen,
                     wants_usage=envelope.wants_usage,
                     observe_gap=self._metrics.inter_chunk(route.model, route.backend.engine),
+                    appearance=appearance(
+                        dialect,
+                        endpoint,
+                        model=route.model,
+                        served_name=lease.served_name,
+                        upstream_id=upstream_id,
+                    ),
                 )
 
         await self._with_lease(client, seen, route, forward_and_relay)
@@ -193,7 +205,7 @@ class Serving:
 
         async def ask_and_answer(lease: Lease) -> bool:
             seen.phase = "forward"
-            headers = _upstream_headers(seen.request_id, lease.authorization)
+            headers = _upstream_headers(_upstream_id(seen.request_id), lease.authorization)
             seen.sent_at = clock()
             call = next(plan)
             while True:
@@ -201,7 +213,7 @@ class Serving:
                 async with self._pool.exchange(lease.address, call.method, call.target, headers, body) as answer:
                     content = await answer.read(TOKENIZE_LIMIT_BYTES)
                 if answer.status != 200:
-                    raise translate(answer.status, content)
+                    raise translate(answer.status, content, route.adapter.dialect.error_forms)
                 try:
                     call = plan.send(orjson.loads(content))
                 except StopIteration as done:
@@ -249,17 +261,27 @@ def _own_headers(seen: Observation) -> Headers:
     return headers
 
 
-def _upstream_headers(request_id: str, authorization: str) -> Headers:
-    """What an engine is told: never the client's headers, which may hold its key.
+def _ignored_header(names: Sequence[str]) -> Headers:
+    """Which parameters were left out, because the engine does not honour them and the operator wants it so."""
+    return [(b"x-unigate-ignored-params", ", ".join(names).encode())] if names else []
 
-    vLLM makes X-Request-Id its own id of the request (entrypoints/serve/engine/serving.py, 0.32.0), and two requests
-    with one id would meet there; a client's id may repeat, so a suffix of ours makes it single.
+
+def _upstream_id(request_id: str) -> str:
+    """What an engine is told as the request's id.
+
+    vLLM makes it its own (entrypoints/serve/engine/serving.py, 0.32.0), and two requests with one id would meet there;
+    a client's id may repeat, so a suffix of ours makes it single.
     """
+    return f"{request_id}-{secrets.token_hex(3)}"
+
+
+def _upstream_headers(upstream_id: str, authorization: str) -> Headers:
+    """What an engine is told: never the client's headers, which may hold its key."""
     headers = [
         JSON,
         (b"accept", b"application/json, text/event-stream"),
         (b"accept-encoding", b"identity"),
-        (b"x-request-id", f"{request_id}-{secrets.token_hex(3)}".encode()),
+        (b"x-request-id", upstream_id.encode()),
     ]
     if authorization:
         headers.append((b"authorization", authorization.encode()))
