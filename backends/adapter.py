@@ -17,7 +17,9 @@ from typing import Any, Protocol
 
 from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
-from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.dialect import Dialect
+from backends.environments import Environment
+from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 
 Body = dict[str, Any]
 """A JSON object we pass on and do not interpret."""
@@ -45,11 +47,31 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A symbolic link to *target*, a file that is there when the run starts."""
+
+    target: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedFolder:
+    """A folder that holds a symbolic link to each entry of the folder *origin*, save those named in *without*."""
+
+    origin: Path
+    without: frozenset[str] = frozenset()
+
+
+RunFile = str | Link | LinkedFolder
+"""One file of a run's own folder: its text, a link, or a folder of links."""
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchSpec:
     """One run of an engine. *argv* is empty for an address we do not own: nothing is started, only probed.
 
-    *env* is added to the inherited environment and *env_removed* taken from it. *stop_grace_s* is the time from TERM
-    to KILL in seconds.
+    *env* is added to the inherited environment and *env_removed* taken from it. *files* are what the engine reads at
+    its start and nobody else has: path below the run's own folder -> content, written in this order before the spawn
+    and gone after the run. *stop_grace_s* is the time from TERM to KILL in seconds.
     """
 
     address: Address
@@ -57,8 +79,24 @@ class LaunchSpec:
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     env_removed: tuple[str, ...] = ()
+    files: Mapping[str, RunFile] = field(default_factory=dict)
     stop_grace_s: float = 10.0
     authorization: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A distribution on a Python package index that holds an engine.
+
+    *version* is the one the adapter was verified with. *build_bytes* is the room an environment with it takes while it
+    is built: what is downloaded twice (pip's cache, and its working copy) and once unpacked. *unwanted* are
+    distributions it asks for and does not run with.
+    """
+
+    name: str
+    version: str
+    build_bytes: int
+    unwanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +149,27 @@ class Adapter(Protocol):
     def endpoints(self) -> frozenset[str]:
         """Paths below the base path this engine serves, without a leading slash: ``chat/completions``."""
 
+    @property
+    def sockets(self) -> frozenset[SocketKind]:
+        """What this engine can listen on; TCP at the least."""
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What its command is called in a PATH or an environment, the usual one first."""
+
+    @property
+    def distributions(self) -> tuple[Distribution, ...]:
+        """The distributions that hold it, the usual one first; none for an engine that no package index has."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How its API differs from OpenAI's."""
+
     def default_command(self) -> tuple[str, ...]:
         """The command when the configuration names none."""
+
+    def command_in(self, environment: Environment) -> tuple[str, ...] | None:
+        """The command that starts it from *environment*; None when it is not installed there."""
 
     def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
         """A command that prints the engine's version and ends, None when there is nothing to run."""
@@ -126,8 +183,8 @@ class Adapter(Protocol):
     def timing(self, timing: Timing) -> Timing:
         """The clocks of a backend's life, where this engine needs other ones than the configured."""
 
-    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
-        """The run that would serve *backend* at *place*."""
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
+        """The run that would serve *backend* at *place*. Its files will be in *folder*, which it has to itself."""
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """Why a run ended, from its exit status and the last lines of its log."""

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -14,18 +15,21 @@ from backends.adapter import Adapter, LaunchSpec
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.kill_set import read_entry
 from backends.lifecycle import Event
-from backends.logs import BackendLog
+from backends.logs import BackendLog, file_name
 from backends.places import Places
 from backends.ports import NoFreePort
 from backends.probing import ProbeFailed, Prober
 from backends.process import EngineRun, Launcher, SpawnFailed
 from backends.records import ProcessRecord, ProcessRecords
+from backends.resolving import NOWHERE, Environments, EnvironmentUnusable
+from backends.run_folder import TargetMissing, remove_run_folder, write_run_folder
 from backends.settings import BackendSettings, EngineSettings
 
 POLL_FIRST_S = 0.05
 POLL_LAST_S = 1.0
 HEALTH_TIMEOUT_S = 5.0
 ACTIVITY_EVERY_S = 5.0
+MIN_PROGRESS_BYTES = 1024 * 1024
 GATE_HOLD_S = 120.0
 """One start keeps the others waiting no longer than this: one that hangs must not hang them all."""
 TAIL_LINES = 400
@@ -37,13 +41,16 @@ _log = logging.getLogger("unigate.backends")
 @dataclass(frozen=True, slots=True)
 class Host:
     """What starting takes on this machine, shared by all backends. *start_gate* admits one starting engine at a time:
-    several that load together misjudge the free memory and race for internal ports (vllm#43206)."""
+    several that load together misjudge the free memory and race for internal ports (vllm#43206). In *run_folders* each
+    backend has a folder for the files of its run."""
 
     launcher: Launcher
     prober: Prober
     places: Places
     records: ProcessRecords
     start_gate: asyncio.Semaphore
+    run_folders: Path
+    environments: Environments = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,26 +128,47 @@ class Start:
         diagnosis = None
         try:
             diagnosis = await self._live()
-        except (SpawnFailed, NoFreePort, OSError) as problem:
+        except SpawnFailed as problem:
             diagnosis = Diagnosis(
                 "not_started",
                 f"The engine could not be started: {problem}.",
                 "Correct engines.<name>.command, or install the engine; `unigate doctor` lists what was found.",
                 permanent=True,
             )
+        except (NoFreePort, OSError) as problem:
+            # This machine's state, not the configuration's: it may be better at the next try.
+            message = f"The engine could not be started: {problem}."
+            diagnosis = Diagnosis("host_refused", message, "Free what is short: disk, ports or processes.")
+        except EnvironmentUnusable as problem:
+            message = f"The engine's environment cannot be used: {problem}."
+            # No full stop after it: a remedy often ends in a command to be copied.
+            advice = problem.remedy[:1].upper() + problem.remedy[1:]
+            diagnosis = Diagnosis("environment_unusable", message, advice, permanent=True)
+        except TargetMissing as problem:
+            message = f"A file that the engine is to read at its start is missing: {problem}."
+            diagnosis = Diagnosis("file_missing", message, "Correct the model's weights or template.", permanent=True)
         finally:
             self._tell(Occurrence(self.generation, None, self._verdict or diagnosis))
 
     async def _live(self) -> Diagnosis | None:
-        place = self._host.places.reserve(self._backend.name, self._engine.socket)
+        engine = self._engine
+        if engine.environment is not None:
+            engine = await asyncio.to_thread(self._host.environments.settle, engine, self._adapter)
+        kind = self._engine.socket if self._engine.socket in self._adapter.sockets else "tcp"
+        place = self._host.places.reserve(self._backend.name, kind)
+        folder = self._host.run_folders / file_name(self._backend.name, "")
         gate = _Gate(self._host.start_gate)
         try:
-            self.spec = self._adapter.launch_spec(self._backend, self._engine, place)
+            self.spec = self._adapter.launch_spec(self._backend, engine, place, folder)
             if self.spec.argv and not await gate.enter(unless=self._stop):
                 return None
+            if self.spec.files:
+                await asyncio.to_thread(write_run_folder, folder, self.spec.files)
             return await self._spawn_and_wait(self.spec, gate)
         finally:
             gate.leave()
+            if self.spec is not None and self.spec.files:
+                remove_run_folder(folder)
             self._host.places.release(place)
 
     async def _spawn_and_wait(self, spec: LaunchSpec, gate: _Gate) -> Diagnosis | None:
@@ -308,7 +336,8 @@ class _Progress:
         if now - self._counted_at >= min(ACTIVITY_EVERY_S, self._stall_timeout_s / 4):
             self._counted_at = now
             self._bytes_read = await asyncio.to_thread(self._run.bytes_read)
-        signs = (self._log.lines_written, self._bytes_read)
+        # Reads below MIN_PROGRESS_BYTES are no progress: our own health checks are read from sockets, and count too.
+        signs = (self._log.lines_written, self._bytes_read // MIN_PROGRESS_BYTES)
         if signs != self._seen:
             self._seen, self._seen_at = signs, now
         elif now - self._seen_at > self._stall_timeout_s:

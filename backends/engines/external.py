@@ -19,10 +19,25 @@ from backends.adapter import (
 )
 from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
-from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.dialect import Dialect, Finish
+from backends.environments import Environment
+from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
+_FINISHES = "a word of vLLM's or LMDeploy's, which may run there: vllm_dialect, lmdeploy_dialect"
+
+DIALECT = Dialect(
+    # Nothing is known of what it honours, so nothing is refused; what it answers is understood in every form we know.
+    answer_reasoning="reasoning",
+    finishes=(
+        Finish("abort", None, _FINISHES),
+        Finish("error", None, _FINISHES),
+        Finish("repetition", "stop", _FINISHES),
+        Finish("parse_error", "stop", _FINISHES),
+    ),
+)
+"""Of whatever speaks OpenAI's API."""
 
 SILENCE_S = 10.0
 """An address that has not answered for this long is down."""
@@ -34,10 +49,18 @@ class External:
     engine = "external"
     launches = False
     endpoints = ENDPOINTS
+    dialect = DIALECT
+    sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
+    programs = ()
+    distributions = ()
 
     def default_command(self) -> tuple[str, ...]:
         """There is nothing to run."""
         return ()
+
+    def command_in(self, environment: Environment) -> tuple[str, ...] | None:
+        """It runs elsewhere."""
+        return None
 
     def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
         """There is nothing to ask."""
@@ -58,7 +81,7 @@ class External:
         stall_s = min(timing.start_stall_timeout_s, SILENCE_S)
         return replace(timing, start_stall_timeout_s=stall_s, max_failed_starts=sys.maxsize)
 
-    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """No argv; the address of the configured URL instead of *place*."""
         address = address_of(backend.url)
         base, model = address.base_path, backend.served_name or backend.name

