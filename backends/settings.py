@@ -10,14 +10,33 @@ from typing import Literal
 ArgValue = bool | int | float | str | tuple[int | float | str, ...]
 """One engine option: true is the bare flag, false leaves the flag out, a tuple is several values after one flag."""
 
+SocketKind = Literal["unix", "tcp"]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentChoice:
+    """The Python environment an engine shall run in, as the configuration names it: nothing was looked up yet.
+
+    *name* is, by *kind*: ``conda`` the environment's name or absolute folder, ``python`` the absolute path of a Python
+    or of an environment's folder, ``managed`` the version that `unigate engine install` has built.
+    """
+
+    kind: Literal["conda", "python", "managed"]
+    name: str
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How one engine is started on this machine. An empty *command* means the adapter's default."""
+    """How one engine is started on this machine. An empty *command* means the adapter's default.
+
+    With *environment* the command is yet to be found: `backends.resolving` does so before each start.
+    """
 
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    socket: Literal["unix", "tcp"] = "unix"
+    socket: SocketKind = "unix"
+    """What it shall listen on; an engine that cannot, listens on TCP."""
+    environment: EnvironmentChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from backends.fleet import Fleet
 from backends.lifecycle import State
-from backends.supervisor import BackendStatus
+from backends.status import BackendStatus
 from gateway import __version__
 from gateway.client import Client, Receive, Scope, Send
 from gateway.errors import BadRequest, GatewayError, NotAllowed, UnknownPath, WrongMethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import time
@@ -22,8 +23,9 @@ from backends.places import Places, socket_folder
 from backends.probing import HttpProber
 from backends.process import LocalLauncher
 from backends.records import ProcessRecords
+from backends.resolving import Environments
 from backends.start import Host
-from backends.supervisor import Transition
+from backends.status import Transition
 from gateway.admin import AdminGuard, admin_app
 from gateway.config import Config
 from gateway.front_door import FrontDoor
@@ -68,6 +70,8 @@ def build(config: Config) -> Gateway:
         places=Places(socket_folder(settings.state_dir)),
         records=ProcessRecords(settings.state_dir / "processes"),
         start_gate=asyncio.Semaphore(1),
+        run_folders=settings.state_dir / "runs",
+        environments=Environments(os.environ, settings.engine_dir),
     )
     backends = config.backend_settings()
     fleet = Fleet(
@@ -81,7 +85,13 @@ def build(config: Config) -> Gateway:
         max_waiting=settings.queue.max_waiting,
     )
     routes = Routes(
-        Route(backend.name, tuple(config.models[backend.name].aliases), backend, ADAPTERS[backend.engine])
+        Route(
+            backend.name,
+            tuple(config.models[backend.name].aliases),
+            backend,
+            ADAPTERS[backend.engine],
+            ignores_unsupported=config.models[backend.name].unsupported_parameters == "ignore",
+        )
         for backend in backends
     )
     metrics = Metrics(fleet.statuses)

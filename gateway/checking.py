@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from backends.adapter import Adapter
 from backends.engines import ADAPTERS
 from backends.ports import probe_address
+from backends.resolving import Environments, EnvironmentUnusable
 from backends.settings import BackendSettings, EngineSettings
 from chat_templates.parsing import TemplateUnreadable, read_template
 from gateway.config import Config
@@ -35,9 +37,9 @@ class Finding:
     remedy: str = ""
 
 
-def static_findings(config: Config) -> list[Finding]:
+def static_findings(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     """What the files and the machine tell at once: commands, weights, templates, options, the port. Blocks briefly."""
-    return [*_gateway(config), *_engines(config), *_models(config)]
+    return [*_gateway(config), *_engines(config, environ), *_models(config)]
 
 
 def _gateway(config: Config) -> Iterator[Finding]:
@@ -71,13 +73,18 @@ def address_finding(host: str, port: int, problem: OSError) -> Finding:
     return Finding(("gateway", "port"), "gateway", False, message, remedy)
 
 
-def _engines(config: Config) -> Iterator[Finding]:
+def _engines(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     for engine in used_engines(config):
-        command = command_of(config, engine)
+        key = config.engines[engine].way() if engine in config.engines else None
+        loc: Loc = ("engines", engine, key or "command") if engine in config.engines else ("models",)
+        try:
+            command = command_of(settled(config, engine, environ), engine)
+        except EnvironmentUnusable as problem:
+            yield Finding(loc, engine, False, str(problem), problem.remedy)
+            continue
         if not command:
             continue
-        loc: Loc = ("engines", engine, "command") if engine in config.engines else ("models",)
-        found = shutil.which(command[0])
+        found = shutil.which(command[0], path=environ.get("PATH"))
         if found is None:
             remedy = f"install {engine}, or write its command as engines.{engine}.command"
             yield Finding(loc, engine, False, f"the command {command[0]} was not found", remedy)
@@ -119,23 +126,35 @@ def used_engines(config: Config) -> list[str]:
     return list(dict.fromkeys(model.engine for model in config.models.values()))
 
 
-def command_of(config: Config, engine: str) -> tuple[str, ...]:
-    """How *engine* is started here; empty for one we do not start."""
-    return config.engine_settings(engine).command or ADAPTERS[engine].default_command()
+def settled(config: Config, engine: str, environ: Mapping[str, str]) -> EngineSettings:
+    """How *engine* is started here, its environment looked up. Reads files. Raises EnvironmentUnusable."""
+    environments = Environments(environ, config.gateway.engine_dir)
+    return environments.settle(config.engine_settings(engine), ADAPTERS[engine])
 
 
-async def version_findings(config: Config) -> list[Finding]:
+def command_of(settings: EngineSettings, engine: str) -> tuple[str, ...]:
+    """The command that settled *settings* start *engine* with; empty for one we do not start."""
+    return settings.command or ADAPTERS[engine].default_command()
+
+
+async def version_findings(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     """What the engines say of their version, asked all at once. Takes as long as the slowest needs to import itself."""
-    commands = {engine: command_of(config, engine) for engine in used_engines(config)}
-    # One that is not there has been told of already.
-    engines = [engine for engine, command in commands.items() if command and shutil.which(command[0])]
-    found = await asyncio.gather(
-        *(asyncio.to_thread(engine_version, engine, config.engine_settings(engine)) for engine in engines)
-    )
+    asked = dict(_runnable(config, environ))
+    found = await asyncio.gather(*(asyncio.to_thread(engine_version, *item) for item in asked.items()))
     return [
         Finding(("engines", engine), engine, is_good, message, "" if is_good else "see that its command runs")
-        for engine, (is_good, message) in zip(engines, found, strict=True)
+        for engine, (is_good, message) in zip(asked, found, strict=True)
     ]
+
+
+def _runnable(config: Config, environ: Mapping[str, str]) -> Iterator[tuple[str, EngineSettings]]:
+    for engine in used_engines(config):
+        # One that is not there has been told of already.
+        with contextlib.suppress(EnvironmentUnusable):
+            settings = settled(config, engine, environ)
+            command = command_of(settings, engine)
+            if command and shutil.which(command[0], path=environ.get("PATH")):
+                yield engine, settings
 
 
 def engine_version(engine: str, settings: EngineSettings) -> tuple[bool, str]:

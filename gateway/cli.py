@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -21,10 +22,17 @@ import typer
 import uvloop
 from rich.markup import escape
 
+from backends.engines import ADAPTERS
+from backends.environments import managed_folder
 from backends.records import StateFolderInUse, state_folder_lock
+from backends.resolving import Environments
 from gateway import __version__, app, checking, console, doctor
 from gateway.admin_client import AdminClient, AdminError, find_gateway
+from gateway.config import Config, default_engine_dir
 from gateway.config_file import ConfigError, ConfigFile, load_config_file, schema_text
+from gateway.config_values import Origin
+from gateway.engine_install import InstallFailed, install, read_release
+from gateway.engine_list import list_engines
 from gateway.log_files import open_logs
 from gateway.quickstart import QuickstartError, quickstart
 from gateway.starter_model import default_cache_dir
@@ -34,6 +42,7 @@ Answer = TypeVar("Answer")
 DEFAULT_CONFIG = Path("unigate.yaml")
 PROBLEMS = 1
 UNUSABLE = 2
+INTERRUPTED = 130
 
 cli = typer.Typer(
     name="unigate",
@@ -45,6 +54,8 @@ cli = typer.Typer(
 )
 config_cli = typer.Typer(help="About the configuration file.", no_args_is_help=True)
 cli.add_typer(config_cli, name="config")
+engine_cli = typer.Typer(help="About the engines on this machine.", no_args_is_help=True)
+cli.add_typer(engine_cli, name="engine")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.", show_default=True)
@@ -54,6 +65,10 @@ GatewayConfigOption = Annotated[
     typer.Option(
         "--config", "-c", metavar="FILE", help="Find the gateway by its configuration. [default: unigate.yaml]"
     ),
+]
+EngineConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="The configuration file. [default: unigate.yaml, if any]"),
 ]
 UrlOption = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="The gateway's address, instead of a configuration.")
@@ -104,7 +119,7 @@ def serve(
 ) -> None:
     """Run the gateway and its engines until Ctrl-C or TERM."""
     file = _load(config)
-    problems = [finding for finding in checking.static_findings(file.config) if not finding.is_good]
+    problems = [finding for finding in checking.static_findings(file.config, os.environ) if not finding.is_good]
     fatal = [finding for finding in problems if not keep_going or finding.loc[0] == "gateway"]
     if fatal:
         _fail("\n".join(_complaints(file, fatal)))
@@ -165,9 +180,9 @@ def check(
 ) -> None:
     """Say everything that can be known of a configuration without starting an engine."""
     file = _load(config)
-    findings = checking.static_findings(file.config)
+    findings = checking.static_findings(file.config, os.environ)
     if versions:
-        findings += asyncio.run(checking.version_findings(file.config))
+        findings += asyncio.run(checking.version_findings(file.config, os.environ))
     if as_json:
         console.stdout().print_json(json.dumps([asdict(finding) for finding in findings]))
     else:
@@ -269,12 +284,15 @@ def doctor_command(config: GatewayConfigOption = None, as_json: JsonOption = Fal
 def _places(config: Path | None) -> doctor.Places:
     cache = default_cache_dir(os.environ).parent
     if config is None:
-        return doctor.Places("127.0.0.1", 8080, {"cache": cache, "home": Path.home()})
+        folders = {"cache": cache, "home": Path.home()}
+        return doctor.Places("127.0.0.1", 8080, folders, engine_dir=_engine_dir(None))
     loaded = _load(config).config
     settings = loaded.gateway
-    folders = {"cache": cache, "state": settings.state_dir, "logs": settings.log_dir}
-    commands = {engine: tuple(section.command) for engine, section in loaded.engines.items()}
-    return doctor.Places(settings.host, settings.port, folders, commands)
+    folders = {
+        "cache": cache, "state": settings.state_dir, "logs": settings.log_dir, "engines": settings.engine_dir,
+    }  # fmt: skip
+    engines = {engine: section.settings() for engine, section in loaded.engines.items()}
+    return doctor.Places(settings.host, settings.port, folders, engines, settings.engine_dir)
 
 
 @cli.command(name="quickstart", short_help="Get a small model and serve it.")
@@ -284,6 +302,64 @@ def quickstart_command() -> None:
         quickstart(DEFAULT_CONFIG, os.environ)
     except QuickstartError as problem:
         _fail(str(problem))
+
+
+@engine_cli.command(name="list", short_help="List the engines found here.")
+def engine_list(config: EngineConfigOption = None, as_json: JsonOption = False) -> None:
+    """List every engine found here, its version, which one is used, and what is missing."""
+    loaded = _optional_config(config)
+    engines = {engine: section.settings() for engine, section in loaded.engines.items()} if loaded else {}
+    wanted = {*engines, *(checking.used_engines(loaded) if loaded else ())}
+    found = list_engines(engines, wanted, Environments(os.environ, _engine_dir(loaded)))
+    if as_json:
+        console.stdout().print_json(json.dumps([asdict(engine) for engine in found]))
+    else:
+        console.stdout().print(console.engines_table(found))
+
+
+@engine_cli.command(name="install", short_help="Install an engine into an environment of its own.")
+def engine_install(
+    requirement: Annotated[str, typer.Argument(metavar="NAME==VERSION", help="What pip calls it: vllm==0.32.0.")],
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", metavar="DIR", help="Folder for the environment, such as one on a data disk."),
+    ] = None,
+    python: Annotated[
+        str, typer.Option("--python", metavar="PYTHON", help="The Python to build it with; default unigate's own.")
+    ] = "",
+    config: EngineConfigOption = None,
+) -> None:
+    """Install an engine into an environment of its own, with pip's own index and mirror settings. Minutes."""
+    found = shutil.which(python or sys.executable)
+    if found is None:
+        _fail(f"{python}: no such Python; name one with --python")
+    usual = _engine_dir(None if into else _optional_config(config))
+    folder = into.absolute() if into else usual
+    try:
+        release = read_release(requirement, ADAPTERS)
+        install(release, folder, Path(found), os.environ, _say)
+    except InstallFailed as problem:
+        _fail(str(problem))
+    except KeyboardInterrupt:
+        console.stderr().print("\ninterrupted; run the same command again to go on")
+        raise typer.Exit(INTERRUPTED) from None
+    environment = managed_folder(folder, release.distribution.name, release.version)
+    way = f"python: {environment}" if into else f'venv: managed\n    version: "{release.version}"'
+    sys.stdout.write(f"{environment}\n\nUse it with:\n\nengines:\n  {release.engine}:\n    {way}\n")
+
+
+def _say(text: str) -> None:
+    console.stderr().print(f"[bold]-->[/] {escape(text)}")
+
+
+def _optional_config(config: Path | None) -> Config | None:
+    if config is None and DEFAULT_CONFIG.is_file():
+        config = DEFAULT_CONFIG
+    return _load(config).config if config is not None else None
+
+
+def _engine_dir(config: Config | None) -> Path:
+    return config.gateway.engine_dir if config else default_engine_dir(Origin(Path.cwd(), os.environ))
 
 
 @config_cli.command()

@@ -26,24 +26,27 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from backends.engines import ADAPTERS
-from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, Timing
 from gateway.config_values import (
     REFUSED,
     AnyPath,
     Args,
     Command,
+    CondaEnv,
     Env,
     Flag,
     HeaderSecret,
     Host,
     Loc,
     Name,
+    Origin,
     Refusal,
     Seconds,
     SecondsFromOne,
     SecondsOrZero,
     TokenCount,
     Url,
+    Version,
     Whole,
     freeze,
     is_loopback,
@@ -57,7 +60,7 @@ from gateway.config_values import (
     suggest,
 )
 
-Engine = Literal["vllm", "llamacpp", "external"]
+Engine = Literal["vllm", "lmdeploy", "llamacpp", "external"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 """The engines a configuration may name; an engine added to the word above is known everywhere in this package."""
 
@@ -179,6 +182,17 @@ def _read_log_dir(value: object, info: ValidationInfo) -> Path:
     return read_path(value, info) if value is not None else Path(info.data.get("state_dir", ""), "logs")
 
 
+def default_engine_dir(origin: Origin) -> Path:
+    """Where `unigate engine install` builds when nobody says otherwise: unigate/engines in $XDG_DATA_HOME."""
+    xdg = origin.environ.get("XDG_DATA_HOME", "")
+    base = Path(xdg) if xdg.startswith("/") else origin.absolute("~/.local/share")
+    return base / "unigate" / "engines"
+
+
+def _read_engine_dir(value: object, info: ValidationInfo) -> Path:
+    return read_path(value, info) if value is not None else default_engine_dir(origin_of(info))
+
+
 _PATH_SCHEMA = WithJsonSchema({"type": "string", "minLength": 1, "default": None})
 
 
@@ -206,6 +220,11 @@ class GatewaySettings(Section):
     )
     log_dir: Annotated[Path, PlainValidator(_read_log_dir), _PATH_SCHEMA] = Field(
         _UNSET, validate_default=True, description="Folder for the logs of gateway and engines; default state_dir/logs."
+    )
+    engine_dir: Annotated[Path, PlainValidator(_read_engine_dir), _PATH_SCHEMA] = Field(
+        _UNSET,
+        validate_default=True,
+        description="Folder for what `unigate engine install` builds; default unigate/engines in $XDG_DATA_HOME.",
     )
     log_rotate_bytes: Whole = Field(
         50 * _MIB, ge=64 * 1024, le=65_536 * _MIB, description="Size at which a log file is rotated, in bytes."
@@ -236,18 +255,54 @@ def _no_mapping() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
+_WAYS = ("command", "conda", "python", "venv")
+"""The keys that say how an engine is started; one of them at most."""
+
+
 class EngineConfig(Section):
     """How one engine is started on this machine."""
 
     command: Command = Field(
         (), description="The program and its first words, a list or one line; default: what the engine's adapter finds."
     )
+    conda: CondaEnv | None = Field(
+        None, description="Instead of a command: the conda environment it is installed in, by name or path."
+    )
+    python: AnyPath | None = Field(
+        None, description="Instead of a command: a Python, or the folder of a Python environment, that has it."
+    )
+    venv: Literal["managed"] | None = Field(
+        None, description="Instead of a command: the environment that `unigate engine install` built."
+    )
+    version: Version | None = Field(None, description="Only with venv: the engine's exact version, in quotes.")
     env: Env = Field(default_factory=_no_mapping, repr=False, description="Environment variables of its processes.")
     socket: Literal["unix", "tcp"] = Field("unix", description="Whether the engine listens on a Unix socket or a port.")
 
+    @classmethod
+    def contradictions(cls, given: Mapping[str, object]) -> Iterator[Refusal]:
+        """Refuses two ways to start one engine, and a managed environment without its version."""
+        first, *others = [key for key in _WAYS if key in given] or [""]
+        for key in others:
+            yield Refusal((key,), f"says how the engine is started, and so does {first}", "keep one of them")
+        if "venv" in given and "version" not in given:
+            yield Refusal(("venv",), "needs a version", 'add version: "X", as in `unigate engine install NAME==X`')
+        if "version" in given and "venv" not in given:
+            yield Refusal(("version",), "has no effect without venv: managed", "add that, or remove it")
+
+    def way(self) -> str | None:
+        """The key that says how the engine is started; None leaves that to its adapter."""
+        return next((key for key in _WAYS if getattr(self, key)), None)
+
     def settings(self) -> EngineSettings:
-        """This engine as the backends package reads it."""
-        return EngineSettings(self.command, self.env, self.socket)
+        """This engine as the backends package reads it; what it names is not looked up."""
+        return EngineSettings(self.command, self.env, self.socket, self._choice())
+
+    def _choice(self) -> EnvironmentChoice | None:
+        if self.conda is not None:
+            return EnvironmentChoice("conda", self.conda)
+        if self.python is not None:
+            return EnvironmentChoice("python", str(self.python))
+        return EnvironmentChoice("managed", self.version) if self.version is not None else None
 
 
 class TemplateConfig(Section):
@@ -313,6 +368,9 @@ class ModelConfig(Section):
         None, description="Most tokens of one request, prompt and answer; default the engine's own."
     )
     template: TemplateConfig | None = Field(None, description="The chat template; default the one in the weights.")
+    unsupported_parameters: Literal["refuse", "ignore"] = Field(
+        "refuse", description="What becomes of request parameters that the engine does not honour."
+    )
     args: Args = Field(
         default_factory=_no_mapping,
         repr=False,
@@ -446,6 +504,9 @@ def _engine_refusals(engines: Mapping[Any, object]) -> Iterator[Refusal]:
         elif engine and not ADAPTERS[name].launches:
             message = "has no effect: unigate does not start external servers"
             yield Refusal(("engines", name), message, "remove it; url and api_key belong to the model")
+        elif isinstance(engine, Mapping) and engine.get("socket") == "unix" and "unix" not in ADAPTERS[name].sockets:
+            message = f"{name} cannot listen on a Unix socket, only on a port"
+            yield Refusal(("engines", name, "socket"), message, "remove it, or write tcp")
 
 
 def _name_refusals(models: Mapping[Any, object]) -> Iterator[Refusal]:

@@ -225,6 +225,22 @@ def _read_command(value: object, info: ValidationInfo) -> object:
     return tuple(words)
 
 
+def _read_conda(value: object, info: ValidationInfo) -> str:
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    if "/" in value or value.startswith("~"):
+        return str(read_path(value, info))
+    if not re.fullmatch(r"[^\s:#]+", value):
+        raise _refuse("must be the name or the path of a conda environment", "`unigate engine list` shows them")
+    return value
+
+
+def _check_version(version: str) -> str:
+    if not re.fullmatch(r"\d[\w.+]*", version):
+        raise _refuse("must be one exact version", 'write it like "0.32.0", as `unigate engine install` was given it')
+    return version
+
+
 def _check_env(env: Mapping[str, str]) -> Mapping[str, str]:
     refusals = [Refusal((name,), *fault) for name, value in env.items() if (fault := _env_fault(name, value))]
     if refusals:
@@ -334,6 +350,8 @@ Command = Annotated[
         {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": _TYPED, "minItems": 1}]},
     ),
 ]
+CondaEnv = Annotated[str, PlainValidator(_read_conda), WithJsonSchema({"type": "string", "minLength": 1})]
+Version = Annotated[str, AfterValidator(_check_version), Field(json_schema_extra={"pattern": "^[0-9]|\\$\\{"})]
 _ARG_ITEM = {"type": ["string", "number"]}
 Arg = Annotated[
     ArgValue,

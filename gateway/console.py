@@ -13,12 +13,14 @@ from rich.text import Text
 
 from gateway.checking import Finding
 from gateway.doctor import Reading
+from gateway.engine_list import FoundEngine
 
 PIPED_WIDTH = 200
 """Columns of a table that goes into a pipe or a file: paths are not to be folded there."""
 
 GOOD = Text("ok", style="green")
 BAD = Text("problem", style="bold red")
+MISSING = Text("missing", style="dim")
 
 STATE_STYLES = {
     "ready": "green",
@@ -48,6 +50,23 @@ def readings_table(readings: Iterable[Reading]) -> Table:
     verdicts = {True: GOOD, False: BAD, None: Text("")}
     for reading in readings:
         table.add_row(reading.area, escape(reading.subject), verdicts[reading.is_good], escape(reading.shown))
+    return table
+
+
+def engines_table(engines: Iterable[FoundEngine]) -> Table:
+    """The table of `unigate engine list`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("ENGINE", "USED", "VERSION", "", "FOUND"):
+        table.add_column(column, overflow="fold")
+    for engine in engines:
+        where = f"{engine.source}: {engine.place}" if engine.place else engine.source
+        table.add_row(
+            engine.engine,
+            ("yes" if engine.is_wanted else "default") if engine.is_used else "",
+            engine.version or "-",
+            GOOD if engine.is_usable else BAD if engine.is_wanted or not engine.is_used else MISSING,
+            escape(f"{where}\n{engine.note}" if engine.note else where),
+        )
     return table
 
 

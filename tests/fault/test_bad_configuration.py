@@ -50,7 +50,8 @@ CASES = {
         "models:\n  chat:\n    engine: vllm\n    weights: weights\n    max_model_len: 4096\n",
         UNUSABLE,
         "unigate.yaml:5: models.chat.max_model_len: unknown key; known here: engine, weights, url, api_key, "
-        "served_name, aliases, load, idle_unload_s, context_length, template, args, env, readiness, probe_timeout_s, "
+        "served_name, aliases, load, idle_unload_s, context_length, template, unsupported_parameters, "
+        "args, env, readiness, probe_timeout_s, "
         "start_timeout_s, start_stall_timeout_s, stop_grace_s, drain_timeout_s, backoff, health",
     ),
     "missing weights": Case(
@@ -148,7 +149,8 @@ CASES = {
         "gateway: {prot: 1}\nmodels:\n  chat: {engine: vlm, weights: weights}\n",
         UNUSABLE,
         'unigate.yaml:1: gateway.prot: unknown key; did you mean "port"?\n'
-        'unigate.yaml:3: models.chat.engine: must be "vllm", "llamacpp" or "external", not "vlm"; did you mean "vllm"?',
+        'unigate.yaml:3: models.chat.engine: must be "vllm", "lmdeploy", "llamacpp" or "external", not "vlm";'
+        ' did you mean "vllm"?',
     ),
 }  # fmt: skip
 

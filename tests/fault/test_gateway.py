@@ -33,7 +33,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway with small timeouts, whose models each have one fault and are loaded by whoever asks."""
     folder: Path = tmp_path_factory.mktemp("faults")
     last_words = folder / "last-words.txt"
-    last_words.write_text("ValueError: Free memory on device (1/24 GiB) is less than desired GPU memory utilization\n")
+    last_words.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n")
     faults: dict[str, tuple[str, ...]] = {
         "well": (),
         "slow": ("chunks=200", "chunk-interval=0.05"),
@@ -343,8 +343,8 @@ def test_a_start_that_fails_is_told_to_who_waits(gateway: Gateway) -> None:
     assert answer.headers["x-should-retry"] == "false"
     error = answer.json()["error"]
     assert error["code"] == "model_failed"
-    assert error["diagnosis"]["code"] == "gpu_memory_taken"
-    assert error["diagnosis"]["reason"] == "Something else holds the GPU's memory."
+    assert error["diagnosis"]["code"] == "gpu_out_of_memory"
+    assert error["diagnosis"]["reason"] == "The GPU ran out of memory."
     assert gateway.metric("unigate_backend_starts_total", model="gives-up", result="failed") == 1
 
 

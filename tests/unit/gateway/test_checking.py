@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backends.settings import EngineSettings
-from gateway.checking import address_finding, command_of, engine_version, static_findings, used_engines
+from gateway.checking import address_finding, command_of, engine_version, settled, static_findings, used_engines
 from gateway.config import Config
 
 
@@ -43,7 +44,7 @@ def free_port() -> int:
 
 def test_a_good_configuration(tmp_path: Path) -> None:
     """Port, command and weights are each found good, an engine once however many models use it."""
-    findings = static_findings(config(tmp_path, port=free_port()))
+    findings = static_findings(config(tmp_path, port=free_port()), os.environ)
     assert [(finding.subject, finding.is_good) for finding in findings] == [
         ("gateway", True), ("vllm", True), ("a", True), ("b", True),
     ]  # fmt: skip
@@ -54,9 +55,10 @@ def test_engines_and_their_commands(tmp_path: Path) -> None:
     """The engines in use are named once; an external server has no command, an unmentioned engine its default."""
     found = config(tmp_path)
     assert used_engines(found) == ["vllm", "external"]
-    assert command_of(found, "vllm") == (sys.executable, "-m", "vllm")
-    assert command_of(found, "external") == ()
-    assert command_of(found, "llamacpp")
+    commands = {engine: command_of(settled(found, engine, {}), engine) for engine in ("vllm", "external", "llamacpp")}
+    assert commands["vllm"] == (sys.executable, "-m", "vllm")
+    assert commands["external"] == ()
+    assert commands["llamacpp"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, Timing
 from gateway.config import ENGINES, Config
 from gateway.config_values import Loc, Origin, is_loopback, place
 
@@ -131,6 +131,61 @@ def test_engine_settings() -> None:
     assert config.engine_settings("vllm") == EngineSettings(program, {"A": "1"}, "tcp")
     assert config.engine_settings("llamacpp").command == ("/srv/unigate/llama-server",)
     assert config.engine_settings("external") == EngineSettings()
+
+
+@pytest.mark.parametrize(
+    ("keys", "choice"),
+    [
+        ({"conda": "vllm"}, EnvironmentChoice("conda", "vllm")),
+        ({"conda": "~/envs/vllm"}, EnvironmentChoice("conda", "/home/ada/envs/vllm")),
+        ({"conda": "./envs/vllm"}, EnvironmentChoice("conda", "/srv/unigate/envs/vllm")),
+        ({"python": "~/vllm/bin/python"}, EnvironmentChoice("python", "/home/ada/vllm/bin/python")),
+        ({"venv": "managed", "version": "0.32.0+cu129"}, EnvironmentChoice("managed", "0.32.0+cu129")),
+    ],
+)
+def test_engine_in_an_environment(keys: dict[str, str], choice: EnvironmentChoice) -> None:
+    """A chosen environment reaches the backends package as it is named, looked up nowhere."""
+    config = read({"engines": {"vllm": {**keys, "env": {"A": "1"}}}, "models": {"q": VLLM}})
+    assert config.engine_settings("vllm") == EngineSettings((), {"A": "1"}, "unix", choice)
+    assert config.engines["vllm"].way() == next(iter(keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "loc", "message"),
+    [
+        ({"command": "vllm", "conda": "vllm"}, "conda", "says how the engine is started, and so does command"),
+        ({"python": "/p", "conda": "vllm"}, "python", "says how the engine is started, and so does conda"),
+        ({"venv": "managed", "version": "1", "python": "/p"}, "venv", "says how the engine is started, and so"),
+        ({"venv": "managed"}, "venv", "needs a version"),
+        ({"version": "0.32.0"}, "version", "has no effect without venv: managed"),
+        ({"venv": "mine", "version": "1"}, "venv", "Input should be 'managed'"),
+        ({"venv": "managed", "version": "0.32.*"}, "version", "must be one exact version"),
+        ({"venv": "managed", "version": ">=0.32"}, "version", "must be one exact version"),
+        ({"venv": "managed", "version": 0.32}, "version", "Input should be a valid string"),
+        ({"conda": ""}, "conda", "must be the name or the path of a conda environment"),
+        ({"conda": "two words"}, "conda", "must be the name or the path of a conda environment"),
+        ({"conda": 3.11}, "conda", "Input should be a valid string"),
+    ],
+)
+def test_engine_in_no_environment(keys: dict[str, object], loc: str, message: str) -> None:
+    """Two ways to start one engine, half a managed one, and what cannot be meant are refused where they stand."""
+    found = complaints({"engines": {"vllm": keys}, "models": {"q": VLLM}})
+    assert list(found) == [("engines", "vllm", loc)]
+    assert found["engines", "vllm", loc].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"HOME": "/home/ada"}, "/home/ada/.local/share/unigate/engines"),
+        ({"HOME": "/home/ada", "XDG_DATA_HOME": "/data"}, "/data/unigate/engines"),
+        ({"HOME": "/home/ada", "XDG_DATA_HOME": "data"}, "/home/ada/.local/share/unigate/engines"),
+    ],
+)
+def test_default_engine_dir(environ: dict[str, str], expected: str) -> None:
+    """Managed environments lie in the XDG data folder, which a relative XDG_DATA_HOME does not name."""
+    assert with_gateway(Origin(Path("/srv"), environ)).gateway.engine_dir == Path(expected)
+    assert with_gateway(engine_dir="~/engines").gateway.engine_dir == Path("/home/ada/engines")
 
 
 def test_bare_program_is_left_to_path() -> None:
@@ -302,7 +357,7 @@ def test_all_problems_at_once() -> None:
     }
 
 
-@pytest.mark.parametrize("engine", ["lmdeploy", "ollama", "VLLM", "", 5])
+@pytest.mark.parametrize("engine", ["sglang", "ollama", "VLLM", "", 5])
 def test_unknown_engine(engine: object) -> None:
     """A model's engine is one of those known, to the letter."""
     assert list(model_complaints(engine=engine)) == [("engine",)]

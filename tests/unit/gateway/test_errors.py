@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backends.diagnosis import Diagnosis
-from backends.supervisor import BackendUnavailable
+from backends.lease import BackendUnavailable
 from gateway import upstream_errors
 from gateway.errors import (
     MESSAGE_LIMIT,

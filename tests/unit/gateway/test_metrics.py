@@ -8,7 +8,7 @@ import pytest
 
 from backends.diagnosis import Diagnosis
 from backends.lifecycle import TRANSITIONS, Event, State
-from backends.supervisor import BackendStatus, Transition
+from backends.status import BackendStatus, Transition
 from gateway.metrics import Metrics
 from gateway.observation import STATUS_CLIENT_GONE, Observation
 

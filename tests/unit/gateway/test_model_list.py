@@ -12,7 +12,7 @@ from backends.engines import ADAPTERS
 from backends.fleet import Fleet
 from backends.lifecycle import State
 from backends.settings import BackendSettings
-from backends.supervisor import BackendStatus
+from backends.status import BackendStatus
 from gateway.errors import NotAllowed, UnknownModel
 from gateway.keys import ANYBODY, Caller
 from gateway.model_list import ModelList
