@@ -74,6 +74,7 @@ def test_a_released_port_is_not_given_next(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_pool_passes_over_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that another program holds is passed over."""
     monkeypatch.setattr("backends.ports.is_free", lambda _, port: port != 18500)
+    monkeypatch.setattr("backends.ports.os.getpid", lambda: 0)
     assert PortPool(first=18500, last=18502).reserve() == 18501
 
 
