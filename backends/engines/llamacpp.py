@@ -16,7 +16,6 @@ from backends.adapter import (
     Distribution,
     LaunchSpec,
     Objection,
-    Probe,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
@@ -26,6 +25,7 @@ from backends.argv import flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.llamacpp_dialect import DIALECT
 from backends.environments import Environment
+from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.weights import gguf_problem
 
@@ -164,7 +164,7 @@ class LlamaCpp:
         argv += flags(backend.args, SHORT)
         return LaunchSpec(
             address=place,
-            probe=_probe(backend),
+            probe=openai_probe(backend),
             argv=tuple(argv),
             env={**engine.env, **backend.env},
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
@@ -203,12 +203,3 @@ def _slots(backend: BackendSettings) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 1
-
-
-def _probe(backend: BackendSettings) -> Probe:
-    health = Call("GET", "/health")
-    if backend.readiness == "embed":
-        body: dict[str, Any] = {"model": backend.name, "input": "Hi"}
-        return Probe(health, Call("POST", "/v1/embeddings", body), ("data", 0, "embedding", 0))
-    body = {"model": backend.name, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
-    return Probe(health, Call("POST", "/v1/completions", body), ("choices", 0, "text"))

@@ -18,7 +18,6 @@ from backends.adapter import (
     Link,
     LinkedFolder,
     Objection,
-    Probe,
     RunFile,
     TokenizeAnswer,
     TokenizePlan,
@@ -30,6 +29,7 @@ from backends.argv import canonical, flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.lmdeploy_dialect import DIALECT
 from backends.environments import Environment
+from backends.openai_probe import openai_probe
 from backends.settings import ArgValue, BackendSettings, EngineSettings, SocketKind, Timing
 from backends.weights import hf_folder_problem
 
@@ -234,7 +234,7 @@ class LmDeploy:
         argv += flags(backend.args)
         return LaunchSpec(
             address=place,
-            probe=_probe(backend),
+            probe=openai_probe(backend),
             argv=tuple(argv),
             env={**HEALTH_ENV, **engine.env, **backend.env},
             files=files,
@@ -308,9 +308,3 @@ def _only_user_text(messages: list[Any]) -> str | None:
 def _encode(body: dict[str, Any]) -> TokenizePlan:
     answer = yield Call("POST", "/v1/encode", body)
     return TokenizeAnswer(list(answer["input_ids"]))
-
-
-def _probe(backend: BackendSettings) -> Probe:
-    # /v1/completions has no max_tokens of its own: without one it runs to the end of the context (seen).
-    body: dict[str, Any] = {"model": backend.name, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
-    return Probe(Call("GET", "/health"), Call("POST", "/v1/completions", body), ("choices", 0, "text"))

@@ -14,7 +14,6 @@ from backends.adapter import (
     Distribution,
     LaunchSpec,
     Objection,
-    Probe,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
@@ -24,6 +23,7 @@ from backends.argv import flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.vllm_dialect import DIALECT
 from backends.environments import Environment
+from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.weights import hf_folder_problem
 
@@ -205,7 +205,7 @@ class Vllm:
         argv += flags(backend.args)
         return LaunchSpec(
             address=place,
-            probe=_probe(backend),
+            probe=openai_probe(backend),
             argv=tuple(argv),
             env={**engine.env, **backend.env},
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
@@ -228,12 +228,3 @@ class Vllm:
             body["prompt"] = request.prompt
         answer = yield Call("POST", "/tokenize", body)
         return TokenizeAnswer(list(answer["tokens"]), answer.get("max_model_len"))
-
-
-def _probe(backend: BackendSettings) -> Probe:
-    health = Call("GET", "/health")
-    if backend.readiness == "embed":
-        body: dict[str, Any] = {"model": backend.name, "input": "Hi"}
-        return Probe(health, Call("POST", "/v1/embeddings", body), ("data", 0, "embedding", 0))
-    body = {"model": backend.name, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
-    return Probe(health, Call("POST", "/v1/completions", body), ("choices", 0, "text"))
