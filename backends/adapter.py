@@ -100,6 +100,20 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """How an engine is asked for one of its models: by *name*, with *fields* in every request beside it."""
+
+    name: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def served_by_name(backend: BackendSettings, model: str) -> Served:
+    """*model* of a *backend* whose engine tells its models apart by their names alone."""
+    is_adapter = any(adapter.name == model for adapter in backend.adapters)
+    return Served(model if is_adapter else backend.model_name)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizeRequest:
     """What `/tokenize` was asked: a *prompt*, or *messages* to be rendered first."""
 
@@ -154,6 +168,10 @@ class Adapter(Protocol):
         """What this engine can listen on; TCP at the least."""
 
     @property
+    def takes_adapters(self) -> bool:
+        """Whether one process of it serves LoRA adapters beside their base, each under its own name."""
+
+    @property
     def programs(self) -> tuple[str, ...]:
         """What its command is called in a PATH or an environment, the usual one first."""
 
@@ -182,6 +200,9 @@ class Adapter(Protocol):
 
     def timing(self, timing: Timing) -> Timing:
         """The clocks of a backend's life, where this engine needs other ones than the configured."""
+
+    def served(self, backend: BackendSettings, model: str) -> Served:
+        """How *backend* is asked for *model*, which is its own or that of one of its adapters."""
 
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """The run that would serve *backend* at *place*. Its files will be in *folder*, which it has to itself."""

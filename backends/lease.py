@@ -24,12 +24,11 @@ class BackendUnavailable(Exception):
 class Lease:
     """The right to use an endpoint for one exchange. Release it where it was taken; twice is no error."""
 
-    __slots__ = ("_release", "address", "authorization", "backend", "engine", "served_name")
+    __slots__ = ("_release", "address", "authorization", "backend", "engine")
 
     def __init__(self, backend: BackendSettings, address: Address, authorization: str, release: Callable[[bool], None]):
         self.backend = backend.name
         self.engine = backend.engine
-        self.served_name = backend.served_name or backend.name
         self.address = address
         self.authorization = authorization
         self._release: Callable[[bool], None] | None = release

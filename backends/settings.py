@@ -66,10 +66,22 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """A LoRA adapter that a backend serves beside its own model, under the public *name*.
+
+    *path* is what training left behind: a folder in PEFT's format, or a GGUF file where the engine takes those.
+    """
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class BackendSettings:
     """One configured engine process, or one address we do not own.
 
-    *name* is the public model name; the engine serves under *served_name*. *weights* is a file or folder, None for an
+    *name* is the backend's own, and by default the public name of its model. *served_name* is what its engine calls the
+    model, empty for *name*; *adapters* are the other models it serves. *weights* is a file or folder, None for an
     external backend. *context_length* is in tokens per request, None leaves the engine's default.
     """
 
@@ -79,6 +91,7 @@ class BackendSettings:
     url: str = ""
     api_key: str = field(default="", repr=False)
     served_name: str = ""
+    adapters: tuple[LoraAdapter, ...] = ()
     args: Mapping[str, ArgValue] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     context_length: int | None = None
@@ -88,3 +101,8 @@ class BackendSettings:
     readiness: Literal["generate", "embed", "models"] = "generate"
     """What proves READY: one generated token, one embedding, or (external only) the model list."""
     timing: Timing = field(default_factory=Timing)
+
+    @property
+    def model_name(self) -> str:
+        """What its engine calls the backend's own model."""
+        return self.served_name or self.name

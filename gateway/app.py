@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from backends.probing import HttpProber
 from backends.process import LocalLauncher
 from backends.records import ProcessRecords
 from backends.resolving import Environments
+from backends.settings import BackendSettings
 from backends.start import Host
 from backends.status import Transition
 from gateway.admin import AdminGuard, admin_app
@@ -84,16 +85,7 @@ def build(config: Config) -> Gateway:
         log_keep=settings.log_keep,
         max_waiting=settings.queue.max_waiting,
     )
-    routes = Routes(
-        Route(
-            backend.name,
-            tuple(config.models[backend.name].aliases),
-            backend,
-            ADAPTERS[backend.engine],
-            ignores_unsupported=config.models[backend.name].unsupported_parameters == "ignore",
-        )
-        for backend in backends
-    )
+    routes = Routes(_routes(config, {backend.name: backend for backend in backends}))
     metrics = Metrics(fleet.statuses)
     fleet.subscribe(metrics.transition)
     timeouts = settings.timeouts
@@ -105,6 +97,21 @@ def build(config: Config) -> Gateway:
     models = ModelList(routes, fleet, created=int(time.time()))
     door = FrontDoor(serving, models, readiness, metrics, keyring, AdminGuard(admin_app(fleet), keyring))
     return Gateway(fleet, pool, serving, readiness, door)
+
+
+def _routes(config: Config, backends: Mapping[str, BackendSettings]) -> Iterator[Route]:
+    for name, model in config.models.items():
+        backend = backends[model.base or name]
+        adapter = ADAPTERS[backend.engine]
+        yield Route(
+            name,
+            tuple(model.aliases),
+            backend,
+            adapter,
+            adapter.served(backend, name),
+            parent=model.base,
+            ignores_unsupported=model.unsupported_parameters == "ignore",
+        )
 
 
 def _break_off(pool: UpstreamPool, change: Transition) -> None:

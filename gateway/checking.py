@@ -123,7 +123,7 @@ def _template(backend: BackendSettings, path: Path) -> Finding:
 
 def used_engines(config: Config) -> list[str]:
     """The engines that some model uses, in the order of the file."""
-    return list(dict.fromkeys(model.engine for model in config.models.values()))
+    return list(dict.fromkeys(backend.engine for backend in config.backend_settings()))
 
 
 def settled(config: Config, engine: str, environ: Mapping[str, str]) -> EngineSettings:

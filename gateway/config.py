@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from backends.engines import ADAPTERS
-from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, Timing
+from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, LoraAdapter, Timing
 from gateway.config_values import (
     REFUSED,
     AnyPath,
@@ -339,6 +339,8 @@ class HealthConfig(Section):
     )
 
 
+_ADAPTER_KEYS = ("base", "adapter", "aliases", "unsupported_parameters")
+"""What may be said of a model that is another's LoRA adapter; all else is its base's."""
 _EXTERNAL_ONLY = ("url", "api_key", "served_name")
 _LAUNCHED_ONLY = ("weights", "template", "args", "env", "idle_unload_s", "stop_grace_s")
 
@@ -346,7 +348,9 @@ _LAUNCHED_ONLY = ("weights", "template", "args", "env", "idle_unload_s", "stop_g
 class ModelConfig(Section):
     """One model under its public name, and the engine that serves it."""
 
-    engine: Engine = Field(description=f"The engine that serves the model: {', '.join(ENGINES)}.")
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["engine"]}, {"required": ["base"]}]})
+
+    engine: Engine | None = Field(None, description=f"The engine that serves the model: {', '.join(ENGINES)}.")
     weights: AnyPath | None = Field(
         None, description="Path of the weights, a folder or a GGUF file; relative to this file. Not for external."
     )
@@ -356,6 +360,12 @@ class ModelConfig(Section):
     api_key: HeaderSecret | None = Field(None, description="Only external: the key its server asks for.")
     served_name: Name | None = Field(
         None, description="Only external: the model's name on its server; default the public name."
+    )
+    base: Name | None = Field(
+        None, description="Instead of an engine: the model whose engine serves this one too, as a LoRA adapter."
+    )
+    adapter: AnyPath | None = Field(
+        None, description="Only with base: path of the LoRA adapter, a folder in PEFT's format or a GGUF file."
     )
     aliases: tuple[Name, ...] = Field((), description="Other public names of the model.")
     load: Literal["startup", "on_demand"] = Field(
@@ -402,6 +412,13 @@ class ModelConfig(Section):
     @classmethod
     def contradictions(cls, given: Mapping[str, object]) -> Iterator[Refusal]:
         """Refuses keys that the model's engine cannot use, and asks for those it needs."""
+        if "base" in given:
+            yield from _adapter_refusals(given)
+            return
+        if "adapter" in given:
+            yield Refusal(("adapter",), "has no effect without base", "add base: NAME, the model it was trained on")
+        if "engine" not in given:
+            yield Refusal(("engine",), "is missing", f"add it (the engine that serves the model: {', '.join(ENGINES)})")
         engine = given.get("engine")
         adapter = ADAPTERS.get(engine) if isinstance(engine, str) else None
         if adapter is None:
@@ -419,11 +436,13 @@ class ModelConfig(Section):
                 yield Refusal(("readiness",), '"models" is for external servers only', 'use "generate" or "embed"')
             yield from _misplaced(_EXTERNAL_ONLY, given, "is for engine: external only")
 
-    def settings(self, name: str) -> BackendSettings:
-        """This model, publicly named *name*, as the backends package reads it."""
+    def settings(self, name: str, adapters: tuple[LoraAdapter, ...] = ()) -> BackendSettings:
+        """This model, publicly named *name*, with its *adapters*, as the backends package reads it."""
+        assert self.engine is not None, "an adapter has no backend of its own"
         return BackendSettings(
             name=name,
             engine=self.engine,
+            adapters=adapters,
             weights=self.weights,
             url=self.url or "",
             api_key=self.api_key.get_secret_value() if self.api_key else "",
@@ -458,6 +477,13 @@ class ModelConfig(Section):
 _URL_REMEDY = "add url: http://127.0.0.1:9000/v1 (with its own host and port)"
 
 
+def _adapter_refusals(given: Mapping[str, object]) -> Iterator[Refusal]:
+    if "adapter" not in given:
+        yield Refusal(("adapter",), "is missing", "add the path of the LoRA adapter, or remove base")
+    others = [key for key in given if key in ModelConfig.model_fields and key not in _ADAPTER_KEYS]
+    yield from _misplaced(others, given, "is said by the base of this model, which serves it")
+
+
 def _misplaced(keys: Iterable[str], given: Mapping[str, object], message: str) -> Iterator[Refusal]:
     return (Refusal((key,), message, "remove it") for key in keys if key in given)
 
@@ -488,9 +514,32 @@ class Config(Section):
                 yield Refusal(("models",), "is empty", "add at least one model")
             yield from _name_refusals(models)
 
+    def objections(self) -> Iterator[Refusal]:
+        """Refuses adapters of what is no model, or of one whose engine takes none."""
+        bases = {name: model for name, model in self.models.items() if model.base is None}
+        for name, model in self.models.items():
+            if model.base is None:
+                continue
+            loc: Loc = ("models", name, "base")
+            base = bases.get(model.base)
+            if base is None:
+                is_adapter = model.base in self.models
+                what = "is an adapter itself" if is_adapter else "is no model of this file"
+                yield Refusal(loc, f"{quoted(model.base)} {what}", suggest(model.base, tuple(bases)))
+            elif base.engine is not None and not ADAPTERS[base.engine].takes_adapters:
+                message = f"{quoted(model.base)} runs on {base.engine}, which serves no adapters beside a base"
+                yield Refusal(loc, message, "merge the adapter into its base, or use another engine")
+
     def backend_settings(self) -> tuple[BackendSettings, ...]:
-        """Every model as the backends package reads it, in the order of the file."""
-        return tuple(model.settings(name) for name, model in self.models.items())
+        """Every backend as its package reads it, in the order of the file."""
+        return tuple(
+            model.settings(name, self._adapters_of(name)) for name, model in self.models.items() if model.base is None
+        )
+
+    def _adapters_of(self, base: str) -> tuple[LoraAdapter, ...]:
+        """The models that are served by the engine of *base*, as its adapters."""
+        found = ((name, model.adapter) for name, model in self.models.items() if model.base == base)
+        return tuple(LoraAdapter(name, path) for name, path in found if path is not None)
 
     def engine_settings(self, engine: str) -> EngineSettings:
         """How *engine* is started here; the defaults for an engine that the file does not mention."""

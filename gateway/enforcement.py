@@ -24,7 +24,7 @@ def enforce(envelope: Envelope, route: Route) -> dict[str, Any]:
     kwargs = body.get("chat_template_kwargs")
     if isinstance(kwargs, dict) and "chat_template" in kwargs:
         raise BadRequest(CLOSED, param="chat_template_kwargs.chat_template", code="template_not_allowed")
-    forwarded = {**body, "model": route.backend.served_name or route.model}
+    forwarded = {**body, **route.served.fields, "model": route.served.name}
     if envelope.is_stream:
         # Token counts are ours to account for, whether or not the client wants to see them.
         forwarded["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}

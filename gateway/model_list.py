@@ -54,6 +54,7 @@ class ModelList:
             "created": self._created,
             "owned_by": "unigate",
             "engine": route.backend.engine,
+            "parent": route.parent,
             "aliases": list(route.aliases),
             "max_model_len": route.backend.context_length,
             "status": shown,

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from backends.adapter import Adapter
+from backends.adapter import Adapter, Served
 from backends.settings import BackendSettings
 from gateway.errors import NotAllowed, UnknownModel
 from gateway.keys import Caller
@@ -16,12 +16,15 @@ SUGGESTIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One public model and the backend that serves it."""
+    """One public model, the backend that serves it, and how that is asked for it."""
 
     model: str
     aliases: tuple[str, ...]
     backend: BackendSettings
     adapter: Adapter
+    served: Served
+    parent: str | None = None
+    """The model whose LoRA adapter this one is."""
     ignores_unsupported: bool = False
     """Parameters that the engine does not honour are left out; else a request with one is refused."""
 

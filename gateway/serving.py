@@ -166,7 +166,7 @@ class Serving:
                         dialect,
                         endpoint,
                         model=route.model,
-                        served_name=lease.served_name,
+                        served_name=route.served.name,
                         upstream_id=upstream_id,
                     ),
                 )
@@ -209,7 +209,7 @@ class Serving:
             seen.sent_at = clock()
             call = next(plan)
             while True:
-                body = orjson.dumps({**(call.body or {}), "model": lease.served_name})
+                body = orjson.dumps({**(call.body or {}), "model": route.served.name})
                 async with self._pool.exchange(lease.address, call.method, call.target, headers, body) as answer:
                     content = await answer.read(TOKENIZE_LIMIT_BYTES)
                 if answer.status != 200:

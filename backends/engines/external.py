@@ -13,9 +13,11 @@ from backends.adapter import (
     LaunchSpec,
     Objection,
     Probe,
+    Served,
     TokenizePlan,
     TokenizeRequest,
     Unsupported,
+    served_by_name,
 )
 from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
@@ -51,6 +53,7 @@ class External:
     endpoints = ENDPOINTS
     dialect = DIALECT
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
+    takes_adapters = False
     programs = ()
     distributions = ()
 
@@ -81,10 +84,14 @@ class External:
         stall_s = min(timing.start_stall_timeout_s, SILENCE_S)
         return replace(timing, start_stall_timeout_s=stall_s, max_failed_starts=sys.maxsize)
 
+    def served(self, backend: BackendSettings, model: str) -> Served:
+        """As its server calls it."""
+        return served_by_name(backend, model)
+
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """No argv; the address of the configured URL instead of *place*."""
         address = address_of(backend.url)
-        base, model = address.base_path, backend.served_name or backend.name
+        base, model = address.base_path, backend.model_name
         models = Call("GET", f"{base}/models")
         if backend.readiness == "models":
             probe = Probe(models, models, ("data",))

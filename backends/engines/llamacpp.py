@@ -16,9 +16,11 @@ from backends.adapter import (
     Distribution,
     LaunchSpec,
     Objection,
+    Served,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
+    served_by_name,
 )
 from backends.address import Address
 from backends.argv import flags, owned_objections
@@ -117,6 +119,7 @@ class LlamaCpp:
     endpoints = ENDPOINTS
     dialect = DIALECT
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
+    takes_adapters = True
     programs = ("llama-server",)
     distributions = DISTRIBUTIONS
 
@@ -150,10 +153,14 @@ class LlamaCpp:
         """As configured."""
         return timing
 
+    def served(self, backend: BackendSettings, model: str) -> Served:
+        """By its name."""
+        return served_by_name(backend, model)
+
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """One server process with as many slots as ``args.parallel`` says, else one."""
         argv = [*(engine.command or self.default_command())]
-        argv += ["--model", str(backend.weights), "--alias", backend.name]
+        argv += ["--model", str(backend.weights), "--alias", backend.model_name]
         argv += ["--host", place.uds] if place.uds else ["--host", place.host, "--port", str(place.port)]
         argv += ["--jinja", "--metrics", "--no-webui"]
         if backend.context_length is not None:

@@ -19,10 +19,12 @@ from backends.adapter import (
     LinkedFolder,
     Objection,
     RunFile,
+    Served,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
     Unsupported,
+    served_by_name,
 )
 from backends.address import Address
 from backends.argv import canonical, flags, owned_objections
@@ -184,6 +186,7 @@ class LmDeploy:
     dialect = DIALECT
     # uvicorn.run(host=, port=) and nothing else (serve/openai/api_server.py)
     sockets: frozenset[SocketKind] = frozenset({"tcp"})
+    takes_adapters = True
     programs = ("lmdeploy",)
     distributions = DISTRIBUTIONS
 
@@ -219,13 +222,17 @@ class LmDeploy:
         """As configured."""
         return timing
 
+    def served(self, backend: BackendSettings, model: str) -> Served:
+        """By its name."""
+        return served_by_name(backend, model)
+
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """One API server; the PyTorch engine has a process of its own beside it.
 
         The chat template is always named. Left to itself, LMDeploy takes one of its own by what the *path* of the
         weights contains: ``…/mistral-instruct-exp/`` gets the one named mistral (model.py get_chat_template).
         """
-        argv = [*(engine.command or self.default_command()), str(backend.weights), "--model-name", backend.name]
+        argv = [*(engine.command or self.default_command()), str(backend.weights), "--model-name", backend.model_name]
         argv += ["--server-name", place.host, "--server-port", str(place.port)]
         if backend.context_length is not None:
             argv += ["--session-len", str(backend.context_length)]

@@ -14,9 +14,11 @@ from backends.adapter import (
     Distribution,
     LaunchSpec,
     Objection,
+    Served,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
+    served_by_name,
 )
 from backends.address import Address
 from backends.argv import flags, owned_objections
@@ -153,6 +155,7 @@ class Vllm:
     endpoints = ENDPOINTS
     dialect = DIALECT
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
+    takes_adapters = True
     programs = ("vllm",)
     distributions = DISTRIBUTIONS
 
@@ -189,6 +192,10 @@ class Vllm:
         """As configured."""
         return timing
 
+    def served(self, backend: BackendSettings, model: str) -> Served:
+        """By its name."""
+        return served_by_name(backend, model)
+
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """One API server with its engine core and workers."""
         command = engine.command or self.default_command()
@@ -196,7 +203,7 @@ class Vllm:
         # `vllm serve` takes the model as its positional argument, the module only as an option
         # (entrypoints/cli/serve.py, entrypoints/openai/api_server.py).
         argv = [*command, weights] if command[-1] == "serve" else [*command, "--model", weights]
-        argv += ["--served-model-name", backend.name]
+        argv += ["--served-model-name", backend.model_name]
         argv += ["--uds", place.uds] if place.uds else ["--host", place.host, "--port", str(place.port)]
         if backend.context_length is not None:
             argv += ["--max-model-len", str(backend.context_length)]

@@ -107,7 +107,7 @@ async def test_an_engine_lives_and_stops(
             transport = httpx.AsyncHTTPTransport(uds=lease.address.uds or None, verify=False)
             url = f"http://{lease.address.authority}"
             async with httpx.AsyncClient(transport=transport, base_url=url, trust_env=False) as client:
-                body = {"model": lease.served_name, "messages": [{"role": "user", "content": "Hi"}]}
+                body = {"model": lease.backend, "messages": [{"role": "user", "content": "Hi"}]}
                 answer = await client.post("/v1/chat/completions", json=body)
         assert answer.json()["usage"]["completion_tokens"] == 5
     assert events_of(transitions)[-3:] == ["StopRequested", "Drained", "Exited"]

@@ -28,11 +28,11 @@ ONE_TRY = replace(CALM, max_failed_starts=1)
 
 
 async def test_a_lease_names_the_endpoint(tmp_path: Path) -> None:
-    """A lease of a READY backend carries where it listens and what it is called there."""
+    """A lease of a READY backend says which backend it is of and where that listens."""
     async with living_backend(tmp_path, settings(tmp_path)) as world:
         run = await world.ready()
         lease = await world.supervisor.lease(1)
-        assert (lease.backend, lease.engine, lease.served_name) == ("m", "vllm", "m")
+        assert (lease.backend, lease.engine) == ("m", "vllm")
         assert lease.address == run.spec.address
         lease.release()
 

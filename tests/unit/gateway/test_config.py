@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, Timing
+from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, LoraAdapter, Timing
 from gateway.config import ENGINES, Config
 from gateway.config_values import Loc, Origin, is_loopback, place
 
@@ -368,6 +368,39 @@ def test_engines_need_their_source(engine: str) -> None:
     """A launched engine needs weights, an external one an address."""
     wanted = "url" if engine == "external" else "weights"
     assert list(complaints({"models": {"q": {"engine": engine}}})) == [("models", "q", wanted)]
+
+
+TUNED: Mapping[str, Any] = {"base": "qwen", "adapter": "saves/lora", "aliases": ["mine"]}
+
+
+def test_an_adapter_is_served_by_the_backend_of_its_base() -> None:
+    """A model that is a LoRA adapter of another brings no backend of its own; its base's is told of it."""
+    config = read({"models": {"tuned": TUNED, "qwen": VLLM}})
+    (backend,) = config.backend_settings()
+    assert backend.name == "qwen"
+    assert backend.adapters == (LoraAdapter("tuned", Path("/srv/unigate/saves/lora")),)
+
+
+@pytest.mark.parametrize(
+    ("models", "loc", "message"),
+    [
+        ({"tuned": TUNED}, ("tuned", "base"), '"qwen" is no model of this file'),
+        (
+            {"tuned": TUNED, "qwen": {**TUNED, "base": "tuned", "aliases": []}},
+            ("tuned", "base"),
+            "is an adapter itself",
+        ),
+        ({"tuned": TUNED, "qwen": EXTERNAL}, ("tuned", "base"), "runs on external, which serves no adapters"),
+        ({"tuned": {**TUNED, "adapter": None}, "qwen": VLLM}, ("tuned", "adapter"), "is missing"),
+        ({"tuned": {**TUNED, "engine": "vllm"}, "qwen": VLLM}, ("tuned", "engine"), "is said by the base"),
+        ({"tuned": {**TUNED, "context_length": 5}, "qwen": VLLM}, ("tuned", "context_length"), "is said by the base"),
+        ({"qwen": {**VLLM, "adapter": "saves/lora"}}, ("qwen", "adapter"), "has no effect without base"),
+        ({"qwen": {"weights": "llm/qwen"}}, ("qwen", "engine"), "is missing"),
+    ],
+)
+def test_what_an_adapter_may_not_be(models: dict[str, Any], loc: Loc, message: str) -> None:
+    """An adapter names a model that can take it, and says nothing that is its base's to say."""
+    assert message in complaints({"models": models})["models", *loc]
 
 
 @pytest.mark.parametrize("key", ["url", "api_key", "served_name"])

@@ -60,8 +60,9 @@ pytestmark = pytest.mark.usefixtures("folder")
 def test_example_loads() -> None:
     """The published example is a valid configuration once its key is in the environment."""
     config = load_config(EXAMPLE, {"UNIGATE_KEY": "sk-1", "UNIGATE_PORT": "9090", "HOME": "/home/ada"})
-    assert list(config.models) == ["qwen-base", "qwen-lora", "qwen-awq", "Qwen/Qwen2.5-0.5B-GGUF", "elsewhere"]
-    assert {model.engine for model in config.models.values()} == {"vllm", "lmdeploy", "llamacpp", "external"}
+    names = ["qwen-base", "qwen-lora", "qwen-sql", "qwen-awq", "Qwen/Qwen2.5-0.5B-GGUF", "elsewhere"]
+    assert list(config.models) == names
+    assert {backend.engine for backend in config.backend_settings()} == {"vllm", "lmdeploy", "llamacpp", "external"}
     assert config.gateway.port == 9090
     assert config.gateway.keys[0].key.get_secret_value() == "sk-1"
     assert config.models["qwen-lora"].args["max-model-len"] == 4096

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from backends.adapter import Served
 from backends.engines import ADAPTERS
 from backends.settings import BackendSettings
 from gateway.enforcement import CLOSED, enforce
@@ -13,7 +15,7 @@ from gateway.envelope import Envelope
 from gateway.errors import BadRequest
 from gateway.routing import Route
 
-ROUTE = Route("qwen", ("default",), BackendSettings("qwen", "vllm", served_name="qwen"), ADAPTERS["vllm"])
+ROUTE = Route("qwen", ("default",), BackendSettings("qwen", "vllm"), ADAPTERS["vllm"], Served("qwen"))
 
 
 def envelope(body: dict[str, Any]) -> Envelope:
@@ -51,8 +53,15 @@ def test_the_engine_gets_its_own_name_of_the_model() -> None:
     body = {"model": "default", "messages": []}
     assert enforce(envelope(body), ROUTE) == {"model": "qwen", "messages": []}
     assert body["model"] == "default"
-    external = Route("big", (), BackendSettings("big", "external", served_name="Qwen2.5-72B"), ADAPTERS["external"])
+    external = replace(ROUTE, served=Served("Qwen2.5-72B"))
     assert enforce(envelope(body), external)["model"] == "Qwen2.5-72B"
+
+
+def test_fields_that_choose_the_model_are_not_the_clients() -> None:
+    """Where an engine tells its models apart by more than a name, a request cannot ask it for another one."""
+    chosen = replace(ROUTE, served=Served("base", {"lora": [{"id": 0, "scale": 1.0}]}))
+    forwarded = enforce(envelope({"model": "default", "lora": []}), chosen)
+    assert forwarded == {"model": "base", "lora": [{"id": 0, "scale": 1.0}]}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from backends.adapter import Served
 from backends.diagnosis import Diagnosis
 from backends.engines import ADAPTERS
 from backends.fleet import Fleet
@@ -42,7 +43,7 @@ class Statuses:
 
 
 ROUTES = Routes(
-    Route(name, aliases, BackendSettings(name, "vllm", context_length=length), ADAPTERS["vllm"])
+    Route(name, aliases, BackendSettings(name, "vllm", context_length=length), ADAPTERS["vllm"], Served(name))
     for name, aliases, length in (("a", ("default",), 4096), ("b", (), None))
 )
 
@@ -59,11 +60,13 @@ def test_an_entry() -> None:
     """A model shows OpenAI's fields and ours."""
     assert listed(Statuses({"a": State.READY, "b": State.STOPPED})) == [
         {
-            "id": "a", "object": "model", "created": 5, "owned_by": "unigate", "engine": "vllm", "aliases": ["default"],
+            "id": "a", "object": "model", "created": 5, "owned_by": "unigate", "engine": "vllm",
+            "parent": None, "aliases": ["default"],
             "max_model_len": 4096, "status": {"value": "loaded", "state": "ready"},
         },
         {
-            "id": "b", "object": "model", "created": 5, "owned_by": "unigate", "engine": "vllm", "aliases": [],
+            "id": "b", "object": "model", "created": 5, "owned_by": "unigate", "engine": "vllm",
+            "parent": None, "aliases": [],
             "max_model_len": None, "status": {"value": "unloaded", "state": "stopped"},
         },
     ]  # fmt: skip

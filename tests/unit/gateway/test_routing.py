@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from backends.adapter import Served
 from backends.engines import ADAPTERS
 from backends.settings import BackendSettings
 from gateway.errors import NotAllowed, UnknownModel
@@ -13,7 +14,7 @@ from gateway.routing import Route, Routes
 
 def route(model: str, *aliases: str) -> Route:
     """A route of vLLM."""
-    return Route(model, aliases, BackendSettings(model, "vllm"), ADAPTERS["vllm"])
+    return Route(model, aliases, BackendSettings(model, "vllm"), ADAPTERS["vllm"], Served(model))
 
 
 BASE, TUNED, OTHER = route("Qwen2.5-Base", "base"), route("Qwen2.5-Tuned", "default"), route("llama")
