@@ -9,6 +9,7 @@ import orjson
 
 from gateway import metrics as exposition
 from gateway.client import Client, Headers, Receive, Scope, Send
+from gateway.dashboard import dashboard, wants_page
 from gateway.errors import GatewayError, InternalError, UnknownPath, WrongMethod
 from gateway.keys import Keyring
 from gateway.metrics import Metrics
@@ -84,6 +85,8 @@ class FrontDoor:
             return (200 if is_ready else 503), [JSON], orjson.dumps(shown)
         if path == "/metrics":
             return 200, [(b"content-type", exposition.CONTENT_TYPE)], self._metrics.exposition()
+        if path == "/" and wants_page(client.header(b"accept")):
+            return 200, *dashboard()
         if path == "/":
             return 200, [JSON], orjson.dumps(FRONT_PAGE)
         caller = self._keyring.admit(client.header(b"authorization"))
