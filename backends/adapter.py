@@ -19,6 +19,7 @@ from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.dialect import Dialect
 from backends.environments import Environment
+from backends.options import Options
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 
 Body = dict[str, Any]
@@ -182,6 +183,10 @@ class Adapter(Protocol):
     @property
     def dialect(self) -> Dialect:
         """How its API differs from OpenAI's."""
+
+    @property
+    def options(self) -> Options:
+        """What may be written below a model's ``options``; the rest of its flags go below ``args``."""
 
     def default_command(self) -> tuple[str, ...]:
         """The command when the configuration names none."""

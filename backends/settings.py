@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 ArgValue = bool | int | float | str | tuple[int | float | str, ...]
-"""One engine option: true is the bare flag, false leaves the flag out, a tuple is several values after one flag."""
+"""One engine flag: true is the bare flag, false leaves the flag out, a tuple is several values after one flag."""
+
+OptionValue = bool | int | float | str
+"""The value of one of the options that have a type; see `backends.options`."""
 
 SocketKind = Literal["unix", "tcp"]
 
@@ -92,6 +95,8 @@ class BackendSettings:
     api_key: str = field(default="", repr=False)
     served_name: str = ""
     adapters: tuple[LoraAdapter, ...] = ()
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    """Validated against the adapter's table; an option that is not in it is the engine's to choose."""
     args: Mapping[str, ArgValue] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     context_length: int | None = None

@@ -30,7 +30,7 @@ from gateway import __version__, app, checking, console, doctor
 from gateway.admin_client import AdminClient, AdminError, find_gateway
 from gateway.config import Config, default_engine_dir
 from gateway.config_file import ConfigError, ConfigFile, load_config_file, schema_text
-from gateway.config_values import Origin
+from gateway.config_values import Origin, suggest
 from gateway.engine_install import InstallFailed, install, read_release
 from gateway.engine_list import list_engines
 from gateway.log_files import open_logs
@@ -315,6 +315,21 @@ def engine_list(config: EngineConfigOption = None, as_json: JsonOption = False) 
         console.stdout().print_json(json.dumps([asdict(engine) for engine in found]))
     else:
         console.stdout().print(console.engines_table(found))
+
+
+@engine_cli.command(name="options", short_help="List what a model may set below options.")
+def engine_options(
+    name: Annotated[str, typer.Argument(metavar="ENGINE", help="vllm, lmdeploy or another engine.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what a model of ENGINE may set below its options: each with the values it takes and its flag."""
+    if name not in ADAPTERS:
+        _fail(f"{name}: unknown engine; {suggest(name, ADAPTERS)}", UNUSABLE)
+    table = ADAPTERS[name].options
+    if as_json:
+        console.stdout().print_json(json.dumps([asdict(option) for option in table]))
+    else:
+        console.stdout().print(console.options_table(table))
 
 
 @engine_cli.command(name="install", short_help="Install an engine into an environment of its own.")

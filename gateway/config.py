@@ -23,12 +23,12 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
+from backends.argv import clashes
 from backends.engines import ADAPTERS
-from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, LoraAdapter, Timing
+from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, LoraAdapter, OptionValue, Timing
 from gateway.config_values import (
-    REFUSED,
     AnyPath,
     Args,
     Command,
@@ -48,6 +48,7 @@ from gateway.config_values import (
     Url,
     Version,
     Whole,
+    again,
     freeze,
     is_loopback,
     name_fault,
@@ -59,6 +60,7 @@ from gateway.config_values import (
     refuse_all,
     suggest,
 )
+from gateway.engine_options import read_options
 
 Engine = Literal["vllm", "lmdeploy", "llamacpp", "external"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -116,7 +118,7 @@ class Section(BaseModel):
         except ValidationError as error:
             # a missing key is _key_refusals' to tell: it knows when a misspelt one was meant
             found = error.errors(include_url=False)
-            return None, [_again(one) for one in found if one["type"] != "missing"]
+            return None, [again(one) for one in found if one["type"] != "missing"]
 
     @classmethod
     def _key_refusals(cls, given: Mapping[str, object]) -> Iterator[Refusal]:
@@ -132,13 +134,6 @@ class Section(BaseModel):
                 what = (field.description or "").rstrip(".")
                 yield Refusal((key,), "is missing", f"add it ({what[:1].lower()}{what[1:]})")
         yield from cls.contradictions(meant)
-
-
-def _again(error: ErrorDetails) -> InitErrorDetails:
-    """An error of a finished validation in the form that a new ValidationError takes."""
-    context = error.get("ctx", {})
-    kind = PydanticCustomError(REFUSED, "{message}", context) if error["type"] == REFUSED else error["type"]
-    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
 
 
 class KeyConfig(Section):
@@ -339,10 +334,14 @@ class HealthConfig(Section):
     )
 
 
+def _read_options(value: object, info: ValidationInfo) -> Mapping[str, OptionValue]:
+    return read_options(value, info.data.get("engine"))
+
+
 _ADAPTER_KEYS = ("base", "adapter", "aliases", "unsupported_parameters")
 """What may be said of a model that is another's LoRA adapter; all else is its base's."""
 _EXTERNAL_ONLY = ("url", "api_key", "served_name")
-_LAUNCHED_ONLY = ("weights", "template", "args", "env", "idle_unload_s", "stop_grace_s")
+_LAUNCHED_ONLY = ("weights", "template", "options", "args", "env", "idle_unload_s", "stop_grace_s")
 
 
 class ModelConfig(Section):
@@ -381,10 +380,16 @@ class ModelConfig(Section):
     unsupported_parameters: Literal["refuse", "ignore"] = Field(
         "refuse", description="What becomes of request parameters that the engine does not honour."
     )
+    options: Annotated[Mapping[str, OptionValue], PlainValidator(_read_options), WithJsonSchema({"type": "object"})] = (
+        Field(
+            default_factory=_no_mapping,
+            description="The engine's options that unigate checks; see the engine's own list.",
+        )
+    )
     args: Args = Field(
         default_factory=_no_mapping,
         repr=False,
-        description="The engine's own options, without dashes: true is the bare flag, false leaves it out.",
+        description="Any other flag of the engine, without dashes: true is the bare flag, false leaves it out.",
     )
     env: Env = Field(
         default_factory=_no_mapping, repr=False, description="Environment variables; they win over the engine's env."
@@ -435,6 +440,10 @@ class ModelConfig(Section):
             if given.get("readiness") == "models":
                 yield Refusal(("readiness",), '"models" is for external servers only', 'use "generate" or "embed"')
             yield from _misplaced(_EXTERNAL_ONLY, given, "is for engine: external only")
+            options, args = given.get("options"), given.get("args")
+            if isinstance(options, Mapping) and isinstance(args, Mapping):
+                for objection in clashes(adapter.options, options, args):
+                    yield Refusal(objection.path, objection.message, objection.remedy)
 
     def settings(self, name: str, adapters: tuple[LoraAdapter, ...] = ()) -> BackendSettings:
         """This model, publicly named *name*, with its *adapters*, as the backends package reads it."""
@@ -447,6 +456,7 @@ class ModelConfig(Section):
             url=self.url or "",
             api_key=self.api_key.get_secret_value() if self.api_key else "",
             served_name=self.served_name or name,
+            options=self.options,
             args=self.args,
             env=self.env,
             context_length=self.context_length,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
 
+from backends.adapter import Adapter
+from backends.engines import ADAPTERS
 from gateway.config import Config
 from gateway.config_values import REFUSED, Loc, Origin, nearest, place, quoted
+from gateway.engine_options import options_schema
 from gateway.yaml_document import Document, Problem, Spot, Unusable, compose
 
 FILE_LIMIT_BYTES = 1024 * 1024
@@ -163,11 +166,15 @@ _WANTED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "dict": lambda ctx: 'must be a mapping of "key: value" lines',
     "model": lambda ctx: 'must be a mapping of "key: value" lines',
     "literal_error": lambda ctx: f"must be {_either(_choices(ctx))}",
-    "greater_than_equal": lambda ctx: f"must be at least {ctx['ge']:,}",
+    "greater_than_equal": lambda ctx: f"must be at least {_figure(ctx['ge'])}",
     "greater_than": lambda ctx: f"must be more than {ctx['gt']:g}",
-    "less_than_equal": lambda ctx: f"must be at most {ctx['le']:,}",
+    "less_than_equal": lambda ctx: f"must be at most {_figure(ctx['le'])}",
 }
 """What pydantic's error types mean to people, by the type or by its first word (int_parsing, int_type, ...)."""
+
+
+def _figure(bound: float) -> str:
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:,}"
 
 
 def _sentence(error: ErrorDetails, spot: Spot | None) -> tuple[str, str]:
@@ -181,12 +188,16 @@ def _sentence(error: ErrorDetails, spot: Spot | None) -> tuple[str, str]:
 
 
 def _either(choices: list[str]) -> str:
-    *others, last = [quoted(choice) for choice in choices]
+    *others, last = choices
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def _choices(context: Mapping[str, Any]) -> list[str]:
-    return re.findall(r"'([^']*)'", context.get("expected", ""))
+    """The choices as they are written in the file: texts in quotes, numbers without."""
+    return [quoted(text) if text else number for text, number in _CHOICE.findall(context.get("expected", ""))]
+
+
+_CHOICE = re.compile(r"'([^']*)'|(?<![\w'])(-?\d+)(?![\w'])")
 
 
 def _is_secret(loc: Loc) -> bool:
@@ -212,7 +223,7 @@ def _remedy(error: ErrorDetails, spot: Spot | None) -> str:
     if kind == "string_type" and spot and spot.text is not None:
         return f'quote it: "{spot.text}"' if spot.text else 'write "" for empty text'
     if kind == "literal_error" and spot and not spot.variables:
-        near = nearest(str(spot.text), _choices(error.get("ctx", {})))
+        near = nearest(str(spot.text), [choice.strip('"') for choice in _choices(error.get("ctx", {}))])
         return f"did you mean {quoted(near)}?" if near else ""
     if kind == "tuple_type" and isinstance(value, str):
         return "write it as a list: [one, two]"
@@ -238,15 +249,32 @@ _VARIABLE = {"type": "string", "pattern": r"\$\{", "description": "A value from 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of the file as it is written: variables may stand for numbers and choices."""
     schema = Config.model_json_schema(by_alias=True, schema_generator=_Untitled)
+    schema["$defs"] |= {_options_name(engine): options_schema(adapter.options) for engine, adapter in _with_options()}
     for section in (schema, *schema["$defs"].values()):
         section.pop("title", None)
         required = section.get("required", ())
         for name, value in section["properties"].items():
             section["properties"][name] = _as_written(value, is_required=name in required)
+    schema["$defs"]["ModelConfig"]["allOf"] = [_options_of(engine) for engine, _ in _with_options()]
     schema["$defs"]["Variable"] = _VARIABLE
     schema["$defs"]["EngineConfig"]["type"] = ["object", "null"]
     schema["patternProperties"] = {"^x-": {"description": "Ignored: a place for anchors."}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _with_options() -> Iterator[tuple[str, Adapter]]:
+    return ((engine, adapter) for engine, adapter in ADAPTERS.items() if adapter.options)
+
+
+def _options_name(engine: str) -> str:
+    return f"{engine.capitalize()}Options"
+
+
+def _options_of(engine: str) -> dict[str, Any]:
+    """That a model of *engine* takes the options of that engine."""
+    options = {"anyOf": [{"$ref": f"#/$defs/{_options_name(engine)}"}, {"type": "null"}]}
+    is_its_model = {"properties": {"engine": {"const": engine}}, "required": ["engine"]}
+    return {"if": is_its_model, "then": {"properties": {"options": options}}}
 
 
 def schema_text() -> str:

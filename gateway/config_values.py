@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -30,7 +30,7 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from backends.settings import ArgValue
 
@@ -108,6 +108,13 @@ def _refuse(message: str, remedy: str = "") -> PydanticCustomError:
 def refuse_all(title: str, details: Iterable[InitErrorDetails]) -> ValidationError:
     """All of *details* as one error, to be raised; *title* names the section. No value is shown."""
     return ValidationError.from_exception_data(title, list(details), hide_input=True)
+
+
+def again(error: ErrorDetails, under: Loc = ()) -> InitErrorDetails:
+    """An error of a finished validation in the form that a new ValidationError takes, its place below *under*."""
+    context = error.get("ctx", {})
+    kind = PydanticCustomError(REFUSED, "{message}", context) if error["type"] == REFUSED else error["type"]
+    return InitErrorDetails(type=kind, loc=(*under, *error["loc"]), input=error["input"], ctx=context)
 
 
 # -- kinds of values --------------------------------------------------------------------------------------------------
@@ -275,6 +282,15 @@ def _read_arg_item(value: object) -> int | float | str:
     )
 
 
+def _check_word(text: str) -> str:
+    if not text:
+        raise _refuse("must not be empty", "remove the key for the engine's default")
+    # it follows a flag on a command line, where a dash would make it one
+    if text.startswith("-") or not text.isprintable():
+        raise _refuse("must not begin with a dash or hold control characters", "write the value alone")
+    return text
+
+
 def _strip_dashes(args: Mapping[str, ArgValue]) -> Mapping[str, ArgValue]:
     refusals: list[Refusal] = []
     options: dict[str, ArgValue] = {}
@@ -324,12 +340,23 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def whole(**bounds: Any) -> Any:
+    """The kind of whole numbers within *bounds*, which pydantic names: ``ge``, ``gt``, ``le``."""
+    return Annotated[int, Field(**bounds), BeforeValidator(_no_bool_as_whole)]
+
+
+def number(**bounds: Any) -> Any:
+    """The kind of finite numbers within *bounds*."""
+    return Annotated[float, Field(allow_inf_nan=False, **bounds), BeforeValidator(_no_bool_as_number)]
+
+
 Whole = Annotated[int, BeforeValidator(_no_bool_as_whole)]
 Seconds = Annotated[float, Field(gt=0, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
 SecondsFromOne = Annotated[float, Field(ge=1, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
 TokenCount = Annotated[int, Field(ge=1, le=100_000_000), BeforeValidator(_no_bool_as_whole)]
 Flag = Annotated[bool, BeforeValidator(_no_number_as_flag)]
+Word = Annotated[str, AfterValidator(_check_word), Field(json_schema_extra={"minLength": 1})]
 Name = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"minLength": 1, "maxLength": 200})]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_secret), Field(json_schema_extra={"minLength": 1})]
 AnyPath = Annotated[Path, PlainValidator(read_path), WithJsonSchema({"type": "string", "minLength": 1})]

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from backends.options import Option
 from gateway.checking import Finding
 from gateway.doctor import Reading
 from gateway.engine_list import FoundEngine
@@ -68,6 +69,27 @@ def engines_table(engines: Iterable[FoundEngine]) -> Table:
             escape(f"{where}\n{engine.note}" if engine.note else where),
         )
     return table
+
+
+def options_table(options: Iterable[Option]) -> Table:
+    """The table of `unigate engine options`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("OPTION", "TAKES", "FLAG", "WHAT IT IS"):
+        table.add_column(column, overflow="fold")
+    for option in options:
+        flag = f"--{option.flag}" if option.flag else "-"
+        table.add_row(option.name, escape(takes(option)), flag, escape(option.description))
+    return table
+
+
+def takes(option: Option) -> str:
+    """The values of an option: ``a whole number, at least 1``."""
+    if option.kind == "choice":
+        return ", ".join(str(choice) for choice in option.choices)
+    words = {"switch": "true or false", "whole": "a whole number", "number": "a number", "text": "a word"}
+    bounds = {"at least": option.least, "more than": option.above, "at most": option.most}
+    said = [f"{words_of} {bound:g}" for words_of, bound in bounds.items() if bound is not None]
+    return ", ".join([words[option.kind], *said])
 
 
 def backends_table(backends: Iterable[Mapping[str, Any]]) -> Table:

@@ -23,6 +23,7 @@ from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.dialect import Dialect, Finish
 from backends.environments import Environment
+from backends.options import Options
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
@@ -56,6 +57,7 @@ class External:
     takes_adapters = False
     programs = ()
     distributions = ()
+    options: Options = ()
 
     def default_command(self) -> tuple[str, ...]:
         """There is nothing to run."""
@@ -75,7 +77,12 @@ class External:
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Settings that need a process of ours."""
-        fields = {"args": backend.args, "env": backend.env, "template": backend.template_file}
+        fields = {
+            "options": backend.options,
+            "args": backend.args,
+            "env": backend.env,
+            "template": backend.template_file,
+        }
         message = "has no effect on an external backend, which the gateway does not start"
         return tuple(Objection((name,), message, "remove it") for name, value in fields.items() if value)
 

@@ -23,9 +23,10 @@ from backends.adapter import (
     served_by_name,
 )
 from backends.address import Address
-from backends.argv import flags, owned_objections
+from backends.argv import flags, option_flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.llamacpp_dialect import DIALECT
+from backends.engines.llamacpp_options import OPTIONS
 from backends.environments import Environment
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
@@ -54,9 +55,13 @@ OWNED = {
 }
 
 SHORT = frozenset(
-    "b c ctk ctv dev fa fit kvo m mg mm n ngl np ot s sm sp sps t tb td to ts ub".split()  # noqa: SIM905 - easier to compare
-)
-"""llama-server's options with one dash, as `llama-server --help` lists them (common/arg.cpp)."""
+    {
+        "b", "c", "cmoe", "cram", "ctk", "ctv", "ctxcp", "dev", "fa", "fit", "fitc", "fitp", "fitt", "kvo", "kvu", "lm",
+        "lv", "lzm", "m", "mg", "mm", "n", "ncffn", "ncmoe", "ngl", "nkvo", "nocb", "np", "ot", "rea", "s", "sm", "sp",
+        "sps", "t", "tb", "td", "to", "ts", "ub",
+    }
+)  # fmt: skip
+"""llama-server's flags with one dash, as `llama-server --help` lists them (common/arg.cpp)."""
 
 PATTERNS = (
     pattern(
@@ -122,6 +127,7 @@ class LlamaCpp:
     takes_adapters = True
     programs = ("llama-server",)
     distributions = DISTRIBUTIONS
+    options = OPTIONS
 
     def default_command(self) -> tuple[str, ...]:
         """The embedded server, in the gateway's own Python."""
@@ -158,7 +164,7 @@ class LlamaCpp:
         return served_by_name(backend, model)
 
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
-        """One server process with as many slots as ``args.parallel`` says, else one."""
+        """One server process with as many slots as ``parallel`` says, else one."""
         argv = [*(engine.command or self.default_command())]
         argv += ["--model", str(backend.weights), "--alias", backend.model_name]
         argv += ["--host", place.uds] if place.uds else ["--host", place.host, "--port", str(place.port)]
@@ -168,6 +174,7 @@ class LlamaCpp:
             argv += ["--ctx-size", str(backend.context_length * _slots(backend))]
         if backend.template_file is not None:
             argv += ["--chat-template-file", str(backend.template_file)]
+        argv += option_flags(OPTIONS, backend.options)
         argv += flags(backend.args, SHORT)
         return LaunchSpec(
             address=place,
@@ -205,8 +212,7 @@ class LlamaCpp:
 
 
 def _slots(backend: BackendSettings) -> int:
-    for name in ("parallel", "np"):
-        value = backend.args.get(name)
+    for value in (backend.options.get("parallel"), backend.args.get("parallel"), backend.args.get("np")):
         if isinstance(value, int) and value > 0:
             return value
     return 1

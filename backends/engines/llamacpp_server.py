@@ -13,19 +13,59 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 EXIT_NOT_STARTED = 1
+
+# The words of llama-server's flags -> the members of xllamacpp's enumerations (llama.h, ggml.h, common.h).
+POOLING = {
+    word: f"llama_pooling_type.LLAMA_POOLING_TYPE_{word.upper()}" for word in ("none", "mean", "cls", "last", "rank")
+}
+_FLASH = "llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_"
+FLASH_ATTENTION = {"on": f"{_FLASH}ENABLED", "off": f"{_FLASH}DISABLED", "auto": f"{_FLASH}AUTO"}
+CACHE_TYPES = {
+    word: f"ggml_type.GGML_TYPE_{word.upper()}"
+    for word in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+}
+_LOAD = "llama_load_mode.LLAMA_LOAD_MODE_"
+LOAD_MODES = {
+    **{word: f"{_LOAD}{word.upper()}" for word in ("auto", "none", "mmap", "mlock")},
+    "mmap+mlock": f"{_LOAD}MMAP_MLOCK",
+    "dio": f"{_LOAD}DIRECT_IO",
+}
+SPLIT_MODES = {word: f"llama_split_mode.LLAMA_SPLIT_MODE_{word.upper()}" for word in ("none", "layer", "row", "tensor")}
+NUMA = {word: f"ggml_numa_strategy.GGML_NUMA_STRATEGY_{word.upper()}" for word in ("distribute", "isolate", "numactl")}
+REASONING_FORMATS = {
+    word: f"common_reasoning_format.COMMON_REASONING_FORMAT_{word.upper().replace('-', '_')}"
+    for word in ("none", "auto", "deepseek", "deepseek-legacy")
+}
+CHOICES = {
+    "pooling_type": POOLING,
+    "flash_attn_type": FLASH_ATTENTION,
+    "cache_type_k": CACHE_TYPES,
+    "cache_type_v": CACHE_TYPES,
+    "load_mode": LOAD_MODES,
+    "split_mode": SPLIT_MODES,
+    "numa": NUMA,
+    "reasoning_format": REASONING_FORMATS,
+}
+"""Attribute of CommonParams -> its words."""
+
+
+def _shares(text: str) -> list[float]:
+    return [float(share) for share in text.split(",")]
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Its destinations are paths into xllamacpp's CommonParams."""
     p = argparse.ArgumentParser(prog="llamacpp_server", description=__doc__, allow_abbrev=False)
 
-    def option(*names: str, to: str, kind: Callable[[str], Any] = str) -> None:
-        p.add_argument(*names, dest=to, type=kind, default=None)
+    def option(
+        *names: str, to: str, kind: Callable[[str], Any] = str, choices: Mapping[str, object] | None = None
+    ) -> None:
+        p.add_argument(*names, dest=to, type=kind, choices=choices, default=None)
 
     def switch(name: str, *, to: str, value: bool = True) -> None:
         p.add_argument(name, dest=to, action="store_const", const=value, default=None)
@@ -45,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     option("--threads-http", to="n_threads_http", kind=int)
     option("--n-gpu-layers", "--gpu-layers", "-ngl", to="n_gpu_layers", kind=int)
     option("--main-gpu", "-mg", to="main_gpu", kind=int)
-    option("--cache-ram", to="cache_ram_mib", kind=int)
+    option("--cache-ram", "-cram", to="cache_ram_mib", kind=int)
     option("--rope-freq-base", to="rope_freq_base", kind=float)
     option("--rope-freq-scale", to="rope_freq_scale", kind=float)
     option("--seed", "-s", to="sampling.seed", kind=int)
@@ -53,7 +93,18 @@ def parser() -> argparse.ArgumentParser:
     option("--chat-template", to="chat_template")
     option("--chat-template-file", to="chat_template_file", kind=Path)
     option("--chat-template-kwargs", to="chat_template_kwargs", kind=json.loads)
-    option("--pooling", to="pooling")
+    option("--pooling", to="pooling_type", choices=POOLING)
+    option("--flash-attn", "-fa", to="flash_attn_type", choices=FLASH_ATTENTION)
+    option("--cache-type-k", "-ctk", to="cache_type_k", choices=CACHE_TYPES)
+    option("--cache-type-v", "-ctv", to="cache_type_v", choices=CACHE_TYPES)
+    option("--cache-reuse", to="n_cache_reuse", kind=int)
+    option("--load-mode", "-lm", to="load_mode", choices=LOAD_MODES)
+    option("--split-mode", "-sm", to="split_mode", choices=SPLIT_MODES)
+    option("--tensor-split", "-ts", to="tensor_split", kind=_shares)
+    option("--numa", to="numa", choices=NUMA)
+    option("--reasoning-format", to="reasoning_format", choices=REASONING_FORMATS)
+    option("--lora", to="lora", kind=lambda paths: paths.split(","))
+    switch("--lora-init-without-apply", to="lora_init_without_apply")
     option("--verbosity", "-lv", to="verbosity", kind=int)
     switch("--embeddings", to="embedding")
     switch("--embedding", to="embedding")
@@ -66,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     switch("--no-webui", to="ui", value=False)
     switch("--no-warmup", to="warmup", value=False)
     switch("--context-shift", to="ctx_shift")
+    switch("--no-context-shift", to="ctx_shift", value=False)
     switch("--no-cont-batching", to="cont_batching", value=False)
     return p
 
@@ -84,8 +136,14 @@ def server_params(options: dict[str, Any]) -> Any:
         params.chat_template = template.read_text(encoding="utf-8")
     if kwargs := given.pop("chat_template_kwargs", None):
         params.default_template_kwargs = {name: json.dumps(value) for name, value in kwargs.items()}
-    if pooling := given.pop("pooling", None):
-        params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
+    if paths := given.pop("lora", None):
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=path, scale=1.0) for path in paths]
+    for name, choices in CHOICES.items():
+        if word := given.pop(name, None):
+            kind, member = choices[word].split(".")
+            setattr(params, name, getattr(getattr(xllamacpp, kind), member))
+    if shares := given.pop("tensor_split", None):
+        params.tensor_split = shares + [0.0] * (len(params.tensor_split) - len(shares))
     for path, value in given.items():
         *owners, name = path.split(".")
         target = params

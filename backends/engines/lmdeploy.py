@@ -27,9 +27,10 @@ from backends.adapter import (
     served_by_name,
 )
 from backends.address import Address
-from backends.argv import canonical, flags, owned_objections
+from backends.argv import canonical, flags, option_flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.lmdeploy_dialect import DIALECT
+from backends.engines.lmdeploy_options import OPTIONS
 from backends.environments import Environment
 from backends.openai_probe import openai_probe
 from backends.settings import ArgValue, BackendSettings, EngineSettings, SocketKind, Timing
@@ -189,6 +190,7 @@ class LmDeploy:
     takes_adapters = True
     programs = ("lmdeploy",)
     distributions = DISTRIBUTIONS
+    options = OPTIONS
 
     def default_command(self) -> tuple[str, ...]:
         """The `lmdeploy` of the PATH."""
@@ -238,6 +240,7 @@ class LmDeploy:
             argv += ["--session-len", str(backend.context_length)]
         files = _template_files(backend, folder)
         argv += ["--chat-template", str(folder / TEMPLATE_CONFIG) if files else "hf"]
+        argv += option_flags(OPTIONS, backend.options)
         argv += flags(backend.args)
         return LaunchSpec(
             address=place,

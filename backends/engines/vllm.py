@@ -21,9 +21,10 @@ from backends.adapter import (
     served_by_name,
 )
 from backends.address import Address
-from backends.argv import flags, owned_objections
+from backends.argv import flags, option_flags, owned_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.vllm_dialect import DIALECT
+from backends.engines.vllm_options import OPTIONS
 from backends.environments import Environment
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
@@ -54,6 +55,7 @@ OWNED = {
     "host": "remove it: engines listen for the gateway only",
     "port": "remove it, or write engines.vllm.socket: tcp for a port that the gateway chooses",
     "uds": "write engines.vllm.socket: unix",
+    "max-model-len": "write models.<name>.context_length",
     "api-key": "write gateway.keys: the gateway checks them",
     "chat-template": "write models.<name>.template: {from: FILE}",
     # The request's own template would replace the operator's (entrypoints/launchers/cli_args.py).
@@ -158,6 +160,7 @@ class Vllm:
     takes_adapters = True
     programs = ("vllm",)
     distributions = DISTRIBUTIONS
+    options = OPTIONS
 
     def default_command(self) -> tuple[str, ...]:
         """The `vllm` of the PATH."""
@@ -209,6 +212,7 @@ class Vllm:
             argv += ["--max-model-len", str(backend.context_length)]
         if backend.template_file is not None:
             argv += ["--chat-template", str(backend.template_file)]
+        argv += option_flags(OPTIONS, backend.options)
         argv += flags(backend.args)
         return LaunchSpec(
             address=place,

@@ -17,8 +17,11 @@ from backends.engines import ADAPTERS
 from backends.engines import llamacpp as llamacpp_module
 from backends.engines import lmdeploy as lmdeploy_module
 from backends.engines import vllm as vllm_module
+from backends.engines.llamacpp import SHORT
 from backends.engines.llamacpp_server import parser
+from backends.options import Option
 from backends.settings import ArgValue, BackendSettings, EngineSettings, Timing
+from tests.goldens.argv import EXAMPLES, FOLDER, path_of, text_of
 
 UDS = Address(uds="/run/m.sock")
 TCP = Address(host="127.0.0.1", port=18000)
@@ -55,7 +58,7 @@ def test_each_module_is_registered() -> None:
     """Each engine's module has its adapter in ADAPTERS under its own word."""
     folder = Path(backends.engines.__file__).parent
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "llamacpp_server"}
-    modules -= {name for name in modules if name.endswith("_dialect")}
+    modules -= {name for name in modules if name.endswith(("_dialect", "_options"))}
     assert modules == set(ADAPTERS)
     assert all(adapter.engine == word for word, adapter in ADAPTERS.items())
 
@@ -237,79 +240,47 @@ def test_weights_that_are_not_there_are_a_problem(adapter: Adapter, tmp_path: Pa
     assert "there is no such file or folder" in problem
 
 
-# --- goldens ---
-
-GOLDENS: dict[str, tuple[str, dict[str, Any], EngineSettings, Address, list[str]]] = {
-    "vllm plain": (
-        "vllm", {}, EngineSettings(), UDS,
-        ["vllm", "serve", "/models/m", "--served-model-name", "m", "--uds", "/run/m.sock"],
-    ),
-    "vllm in its own Python, on a port": (
-        "vllm", {}, EngineSettings(command=("/env/bin/python", "-m", "vllm.entrypoints.openai.api_server")), TCP,
-        ["/env/bin/python", "-m", "vllm.entrypoints.openai.api_server", "--model", "/models/m",
-         "--served-model-name", "m", "--host", "127.0.0.1", "--port", "18000"],
-    ),
-    "vllm with everything": (
-        "vllm",
-        {
-            "context_length": 4096,
-            "template_file": Path("/t/chat.jinja"),
-            "args": {"dtype": "float16", "enforce-eager": True, "disable-log-requests": False, "seed": 0},
-        },
-        EngineSettings(command=("/env/bin/vllm", "serve")),
-        UDS,
-        ["/env/bin/vllm", "serve", "/models/m", "--served-model-name", "m", "--uds", "/run/m.sock",
-         "--max-model-len", "4096", "--chat-template", "/t/chat.jinja",
-         "--dtype", "float16", "--enforce-eager", "--seed", "0"],
-    ),
-    "lmdeploy plain": (
-        "lmdeploy", {}, EngineSettings(), TCP,
-        ["lmdeploy", "serve", "api_server", "/models/m", "--model-name", "m",
-         "--server-name", "127.0.0.1", "--server-port", "18000", "--chat-template", "hf"],
-    ),
-    "lmdeploy in its own Python, its template overlaid": (
-        "lmdeploy",
-        {"context_length": 4096, "template_file": Path("/t/chat.jinja"), "args": {"backend": "pytorch", "tp": 2}},
-        EngineSettings(command=("/env/bin/python", "-m", "lmdeploy", "serve", "api_server")),
-        TCP,
-        ["/env/bin/python", "-m", "lmdeploy", "serve", "api_server", "/models/m", "--model-name", "m",
-         "--server-name", "127.0.0.1", "--server-port", "18000", "--session-len", "4096",
-         "--chat-template", "/state/runs/m/chat_template.json", "--backend", "pytorch", "--tp", "2"],
-    ),
-    "llamacpp plain": (
-        "llamacpp", {}, EngineSettings(), UDS,
-        [sys.executable, "-P", "-m", "backends.engines.llamacpp_server", "--model", "/models/m", "--alias", "m",
-         "--host", "/run/m.sock", "--jinja", "--metrics", "--no-webui"],
-    ),
-    "llamacpp binary on a port": (
-        "llamacpp", {}, EngineSettings(command=("/opt/llama-server",)), TCP,
-        ["/opt/llama-server", "--model", "/models/m", "--alias", "m", "--host", "127.0.0.1", "--port", "18000",
-         "--jinja", "--metrics", "--no-webui"],
-    ),
-    "llamacpp shares its context between the slots": (
-        "llamacpp",
-        {"context_length": 2048, "template_file": Path("/t/chat.jinja"), "args": {"parallel": 4, "n-gpu-layers": 99}},
-        EngineSettings(command=("/opt/llama-server",)),
-        UDS,
-        ["/opt/llama-server", "--model", "/models/m", "--alias", "m", "--host", "/run/m.sock",
-         "--jinja", "--metrics", "--no-webui", "--ctx-size", "8192", "--chat-template-file", "/t/chat.jinja",
-         "--parallel", "4", "--n-gpu-layers", "99"],
-    ),
-    "external": ("external", {}, EngineSettings(), UDS, []),
-}  # fmt: skip
+# --- command lines ---
 
 
-@pytest.mark.parametrize("golden", GOLDENS.values(), ids=GOLDENS)
-def test_argv(golden: tuple[str, dict[str, Any], EngineSettings, Address, list[str]]) -> None:
-    """These settings give exactly this command line."""
-    engine, others, engine_settings, place, argv = golden
-    backend = backend_of(ADAPTERS[engine], **others)
-    assert list(spec_of(ADAPTERS[engine], backend, engine_settings, place).argv) == argv
+@pytest.mark.parametrize("engine", EXAMPLES)
+def test_command_lines(engine: str) -> None:
+    """The examples give exactly the command lines in the golden file of the version that the adapter names."""
+    assert text_of(engine) == path_of(engine).read_text(), "see that it is meant, then run python -m tests.goldens.argv"
 
 
-def test_every_launched_engine_has_goldens() -> None:
-    """No adapter is without a golden command line."""
-    assert {golden[0] for golden in GOLDENS.values()} == set(ADAPTERS)
+def test_every_launched_engine_has_command_lines() -> None:
+    """No adapter is without a golden file, and no file is without an adapter of that version."""
+    assert set(EXAMPLES) == {adapter.engine for adapter in launched}
+    assert set(FOLDER.glob("argv-*")) == {path_of(engine) for engine in EXAMPLES}
+
+
+@every_launched
+def test_every_option_is_in_an_example(adapter: Adapter) -> None:
+    """The golden file shows each option of the table, in the table's own order."""
+    options = EXAMPLES[adapter.engine]["every option"].settings["options"]
+    assert list(options) == [option.name for option in adapter.options]
+
+
+@every_launched
+def test_an_option_that_is_not_given_adds_nothing(adapter: Adapter) -> None:
+    """Without options the command line is what it was, and each option adds its own flags and no other's."""
+    (place, *_) = places_of(adapter)
+    plain = spec_of(adapter, backend_of(adapter), EngineSettings(), place).argv
+    for option in adapter.options:
+        value = EXAMPLES[adapter.engine]["every option"].settings["options"][option.name]
+        spec = spec_of(adapter, backend_of(adapter, options={option.name: value}), EngineSettings(), place)
+        added = [word for word in spec.argv if word not in plain]
+        flags = [f"--{flag}" for flag in (option.flag, *option.brings) if flag]
+        assert [word for word in added if word.startswith("--")] == flags
+
+
+@every_launched
+def test_options_and_gateway_do_not_meet(adapter: Adapter) -> None:
+    """No option is a flag that the gateway writes itself, and no two options are one flag."""
+    spellings = [flag for option in adapter.options for flag in (option.flag, *option.also) if flag]
+    assert len(spellings) == len(set(spellings))
+    assert not {flag for flag in spellings if adapter.objections(backend_of(adapter, args={flag: "x"}))}
 
 
 # --- vLLM ---
@@ -386,13 +357,39 @@ def test_the_embedded_server_takes_what_the_adapter_writes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "slots"), [({}, 1), ({"parallel": 4}, 4), ({"parallel": 0}, 1), ({"parallel": "many"}, 1)]
+    ("settings", "slots"),
+    [
+        ({}, 1),
+        ({"options": {"parallel": 3}}, 3),
+        ({"args": {"parallel": 4}}, 4),
+        ({"args": {"parallel": 0}}, 1),
+        ({"args": {"parallel": "many"}}, 1),
+    ],
 )
-def test_llamacpp_multiplies_the_context_by_its_slots(args: dict[str, ArgValue], slots: int) -> None:
+def test_llamacpp_multiplies_the_context_by_its_slots(settings: dict[str, Any], slots: int) -> None:
     """context_length is per request; the flag's figure is shared by all slots."""
-    backend = backend_of(ADAPTERS["llamacpp"], context_length=1000, args=args)
+    backend = backend_of(ADAPTERS["llamacpp"], context_length=1000, **settings)
     argv = spec_of(ADAPTERS["llamacpp"], backend, EngineSettings(), UDS).argv
     assert argv[argv.index("--ctx-size") + 1] == str(1000 * slots)
+
+
+@pytest.mark.parametrize("name", EXAMPLES["llamacpp"])
+def test_the_embedded_server_knows_every_flag_of_the_examples(name: str) -> None:
+    """Every command line of the golden file is one its parser takes whole."""
+    argv = EXAMPLES["llamacpp"][name].argv()
+    read = vars(parser().parse_args(argv[argv.index("--model") :]))
+    assert read["model.path"] == str(WEIGHTS)
+
+
+@pytest.mark.parametrize("option", ADAPTERS["llamacpp"].options, ids=lambda option: option.name)
+def test_the_embedded_server_takes_every_choice(option: Option) -> None:
+    """Each word that an option may hold is one its parser takes, under each of the flag's spellings."""
+    for choice in option.choices or ("1",):
+        for flag in (f"--{option.flag}", *(f"-{also}" if also in SHORT else f"--{also}" for also in option.also)):
+            words = [flag] if option.kind == "switch" and not option.words else [flag, str(choice)]
+            if option.words:
+                words = [flag, option.words[0]]
+            parser().parse_args(words)
 
 
 # --- external ---
@@ -430,7 +427,12 @@ def test_an_external_backend_is_looked_for_for_ever() -> None:
 
 @pytest.mark.parametrize(
     ("others", "name"),
-    [({"args": {"a": 1}}, "args"), ({"env": {"A": "1"}}, "env"), ({"template_file": Path("/t")}, "template")],
+    [
+        ({"options": {"a": 1}}, "options"),
+        ({"args": {"a": 1}}, "args"),
+        ({"env": {"A": "1"}}, "env"),
+        ({"template_file": Path("/t")}, "template"),
+    ],
 )
 def test_settings_of_a_process_are_refused_for_an_address(others: dict[str, Any], name: str) -> None:
     """What only a process of ours could obey has no place on an external backend."""

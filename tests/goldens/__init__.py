@@ -1,0 +1,1 @@
+"""What code of ours writes, kept as text to be reviewed."""
