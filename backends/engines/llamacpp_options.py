@@ -50,7 +50,7 @@ OPTIONS: Options = (
     Option(
         "flash_attention", "switch", "flash-attn",
         "Whether attention is computed by FlashAttention; by default where the device can.",
-        "set Flash Attention use ('on', 'off', or 'auto')", also=("fa",), words=("on", "off"),
+        "set Flash Attention use ('on', 'off', or 'auto'", also=("fa",), words=("on", "off"),
     ),
     Option(
         "cache_type_k", "choice", "cache-type-k",

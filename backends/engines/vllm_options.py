@@ -92,7 +92,7 @@ OPTIONS: Options = (
     Option(
         "tool_call_parser", "text", "tool-call-parser",
         "How calls of tools are read from the model's text, such as hermes for Qwen2.5; without it tools are refused.",
-        "vllm/entrypoints/openai/cli_args.py; plugins may add names", brings=("enable-auto-tool-choice",),
+        "vllm/entrypoints/launchers/cli_args.py; plugins may add names", brings=("enable-auto-tool-choice",),
     ),
     Option(
         "reasoning_parser", "text", "reasoning-parser",
