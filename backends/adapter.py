@@ -138,11 +138,29 @@ TokenizePlan = Generator[Call, Body, TokenizeAnswer]
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """One setting of a model that cannot be as it is. *path* is its place below the model: ``("args", "port")``."""
+    """One setting of a model that cannot be as it is. *path* is its place below the model: ``("args", "port")``.
+
+    *model* is the adapter it is said of, empty for the backend's own model.
+    """
 
     path: tuple[str, ...]
     message: str
     remedy: str
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """How an engine gives its GPU memory back without ending, and takes it again.
+
+    *wake* are calls to be made in this order. *is_sleeping* is answered ``{"is_sleeping": true}``. The calls exist only
+    on a backend that listens on one of *sockets*.
+    """
+
+    sleep: Call
+    wake: tuple[Call, ...]
+    is_sleeping: Call
+    sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
 
 
 class Unsupported(Exception):
@@ -200,6 +218,9 @@ class Adapter(Protocol):
     def weights_problem(self, weights: Path) -> str | None:
         """What is wrong with *weights* for this engine, in a sentence, as far as a look at the files can tell."""
 
+    def adapter_problem(self, adapter: Path) -> str | None:
+        """What is wrong with the LoRA adapter at *adapter* for this engine, as far as a look at the files can tell."""
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """What is wrong with the settings themselves; empty when all is well."""
 
@@ -209,8 +230,14 @@ class Adapter(Protocol):
     def served(self, backend: BackendSettings, model: str) -> Served:
         """How *backend* is asked for *model*, which is its own or that of one of its adapters."""
 
+    def sleep(self, backend: BackendSettings) -> Sleep | None:
+        """How *backend* is put to sleep and woken; None when it was not asked for, or the engine cannot."""
+
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
-        """The run that would serve *backend* at *place*. Its files will be in *folder*, which it has to itself."""
+        """The run that would serve *backend* at *place*. Its files will be in *folder*, which it has to itself.
+
+        Reads small files of the model's, and so blocks for a moment.
+        """
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """Why a run ended, from its exit status and the last lines of its log."""

@@ -51,6 +51,11 @@ def canonical(name: str) -> str:
     return name.lstrip("-").replace("_", "-")
 
 
+def says(args: Iterable[str], flag: str) -> bool:
+    """Whether *args* say something of *flag*, in whatever spelling."""
+    return any(canonical(name) == flag for name in args)
+
+
 def owned_objections(args: Mapping[str, ArgValue], owned: Mapping[str, str]) -> Iterable[Objection]:
     """An Objection to each flag that the gateway sets itself. *owned*: flag -> what to do instead."""
     for name in args:

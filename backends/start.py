@@ -7,11 +7,13 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 
 from backends.adapter import Adapter, LaunchSpec
+from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.kill_set import read_entry
 from backends.lifecycle import Event
@@ -159,7 +161,7 @@ class Start:
         folder = self._host.run_folders / file_name(self._backend.name, "")
         gate = _Gate(self._host.start_gate)
         try:
-            self.spec = self._adapter.launch_spec(self._backend, engine, place, folder)
+            self.spec = await self._described(engine, place, folder)
             if self.spec.argv and not await gate.enter(unless=self._stop):
                 return None
             if self.spec.files:
@@ -170,6 +172,11 @@ class Start:
             if self.spec is not None and self.spec.files:
                 remove_run_folder(folder)
             self._host.places.release(place)
+
+    async def _described(self, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
+        describe = partial(self._adapter.launch_spec, self._backend, engine, place, folder)
+        # What it reads is of the LoRA adapters, and their disk may be slow.
+        return await asyncio.to_thread(describe) if self._backend.adapters else describe()
 
     async def _spawn_and_wait(self, spec: LaunchSpec, gate: _Gate) -> Diagnosis | None:
         marker = f"{self._backend.name}:{secrets.token_hex(8)}"

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from backends.adapter import Adapter
 from backends.engines import ADAPTERS
+from backends.lora import base_doubt
 from backends.ports import probe_address
 from backends.resolving import Environments, EnvironmentUnusable
-from backends.settings import BackendSettings, EngineSettings
+from backends.settings import BackendSettings, EngineSettings, LoraAdapter
 from chat_templates.parsing import TemplateUnreadable, read_template
 from gateway.config import Config
 from gateway.config_values import Loc
@@ -35,6 +36,8 @@ class Finding:
     is_good: bool
     message: str
     remedy: str = ""
+    is_doubtful: bool = False
+    """Good as far as can be told, and worth a look all the same."""
 
 
 def static_findings(config: Config, environ: Mapping[str, str]) -> list[Finding]:
@@ -100,8 +103,11 @@ def _models(config: Config) -> Iterator[Finding]:
         if backend.template_file is not None:
             yield _template(backend, backend.template_file)
         for objection in adapter.objections(backend):
-            loc = ("models", backend.name, *objection.path)
-            yield Finding(loc, backend.name, False, f"{'.'.join(objection.path)} {objection.message}", objection.remedy)
+            name = objection.model or backend.name
+            message = " ".join(part for part in (".".join(objection.path), objection.message) if part)
+            yield Finding(("models", name, *objection.path), name, False, message, objection.remedy)
+        for lora in backend.adapters:
+            yield _lora(lora, backend.weights, adapter)
 
 
 def _weights(backend: BackendSettings, weights: Path, adapter: Adapter) -> Finding:
@@ -110,6 +116,15 @@ def _weights(backend: BackendSettings, weights: Path, adapter: Adapter) -> Findi
     if problem is not None:
         return Finding(loc, backend.name, False, problem, f"correct models.{backend.name}.weights")
     return Finding(loc, backend.name, True, f"weights {weights}")
+
+
+def _lora(lora: LoraAdapter, weights: Path | None, adapter: Adapter) -> Finding:
+    loc: Loc = ("models", lora.name, "adapter")
+    problem = adapter.adapter_problem(lora.path)
+    if problem is not None:
+        return Finding(loc, lora.name, False, problem, f"correct models.{lora.name}.adapter")
+    doubt = base_doubt(lora.path, weights) if weights is not None else None
+    return Finding(loc, lora.name, True, doubt or f"LoRA adapter {lora.path}", is_doubtful=doubt is not None)
 
 
 def _template(backend: BackendSettings, path: Path) -> Finding:

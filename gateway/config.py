@@ -539,6 +539,17 @@ class Config(Section):
             elif base.engine is not None and not ADAPTERS[base.engine].takes_adapters:
                 message = f"{quoted(model.base)} runs on {base.engine}, which serves no adapters beside a base"
                 yield Refusal(loc, message, "merge the adapter into its base, or use another engine")
+        yield from self._sleep_refusals()
+
+    def _sleep_refusals(self) -> Iterator[Refusal]:
+        for backend in self.backend_settings():
+            sleep = ADAPTERS[backend.engine].sleep(backend)
+            socket = self.engine_settings(backend.engine).socket
+            listens_on = socket if socket in ADAPTERS[backend.engine].sockets else "tcp"
+            if sleep is not None and listens_on not in sleep.sockets:
+                message = f"needs a Unix socket: {backend.engine} opens endpoints for it that no key guards"
+                remedy = f"write engines.{backend.engine}.socket: unix, or remove it"
+                yield Refusal(("models", backend.name, "options", "sleep"), message, remedy)
 
     def backend_settings(self) -> tuple[BackendSettings, ...]:
         """Every backend as its package reads it, in the order of the file."""

@@ -20,6 +20,7 @@ PIPED_WIDTH = 200
 """Columns of a table that goes into a pipe or a file: paths are not to be folded there."""
 
 GOOD = Text("ok", style="green")
+DOUBTFUL = Text("see", style="yellow")
 BAD = Text("problem", style="bold red")
 MISSING = Text("missing", style="dim")
 
@@ -39,7 +40,8 @@ def findings_table(findings: Iterable[Finding]) -> Table:
         table.add_column(column, overflow="fold")
     for finding in findings:
         shown = finding.message if finding.is_good else f"{finding.message}; {finding.remedy}"
-        table.add_row(escape(finding.subject), GOOD if finding.is_good else BAD, escape(shown))
+        verdict = DOUBTFUL if finding.is_doubtful else GOOD if finding.is_good else BAD
+        table.add_row(escape(finding.subject), verdict, escape(shown))
     return table
 
 

@@ -14,6 +14,7 @@ from backends.adapter import (
     Objection,
     Probe,
     Served,
+    Sleep,
     TokenizePlan,
     TokenizeRequest,
     Unsupported,
@@ -75,6 +76,10 @@ class External:
         """Weights are the other side's affair."""
         return None
 
+    def adapter_problem(self, adapter: Path) -> str | None:
+        """It takes none."""
+        return None
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Settings that need a process of ours."""
         fields = {
@@ -94,6 +99,10 @@ class External:
     def served(self, backend: BackendSettings, model: str) -> Served:
         """As its server calls it."""
         return served_by_name(backend, model)
+
+    def sleep(self, backend: BackendSettings) -> Sleep | None:
+        """Its memory is the other side's affair."""
+        return None
 
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """No argv; the address of the configured URL instead of *place*."""

@@ -7,7 +7,7 @@ https://github.com/ggml-org/llama.cpp at b11434.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ from backends.adapter import (
     LaunchSpec,
     Objection,
     Served,
+    Sleep,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
-    served_by_name,
 )
 from backends.address import Address
-from backends.argv import flags, option_flags, owned_objections
+from backends.argv import flags, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.llamacpp_dialect import DIALECT
 from backends.engines.llamacpp_options import OPTIONS
 from backends.environments import Environment
+from backends.lora import gguf_adapter_problem
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.weights import gguf_problem
@@ -151,17 +152,30 @@ class LlamaCpp:
         """One GGUF file."""
         return gguf_problem(weights)
 
+    def adapter_problem(self, adapter: Path) -> str | None:
+        """One GGUF file."""
+        return gguf_adapter_problem(adapter)
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
-        """Options that are the gateway's to set."""
-        return tuple(owned_objections(backend.args, OWNED))
+        """Flags that are the gateway's to set, and adapters that its command line cannot name."""
+        return (*owned_objections(backend.args, OWNED), *_adapter_objections(backend))
 
     def timing(self, timing: Timing) -> Timing:
         """As configured."""
         return timing
 
     def served(self, backend: BackendSettings, model: str) -> Served:
-        """By its name."""
-        return served_by_name(backend, model)
+        """By the scale of each adapter: the server knows one name, and its adapters by their numbers.
+
+        Said in every request, for the base as well, where all of them are 0 (tools/server/README.md, field ``lora``).
+        """
+        scales = [float(adapter.name == model) for adapter in backend.adapters]
+        fields = {"lora": [{"id": number, "scale": scale} for number, scale in enumerate(scales)]} if scales else {}
+        return Served(backend.model_name, fields)
+
+    def sleep(self, backend: BackendSettings) -> Sleep | None:
+        """It ends and starts in seconds, and has no calls for it."""
+        return None
 
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """One server process with as many slots as ``parallel`` says, else one."""
@@ -175,6 +189,10 @@ class LlamaCpp:
         if backend.template_file is not None:
             argv += ["--chat-template-file", str(backend.template_file)]
         argv += option_flags(OPTIONS, backend.options)
+        if backend.adapters:
+            # One flag for all: of several only the last would count (common/arg.cpp, "specified multiple times").
+            paths = ",".join(str(adapter.path) for adapter in backend.adapters)
+            argv += ["--lora", paths, "--lora-init-without-apply"]
         argv += flags(backend.args, SHORT)
         return LaunchSpec(
             address=place,
@@ -209,6 +227,19 @@ class LlamaCpp:
             {"content": prompt, "add_special": request.add_special_tokens, "parse_special": True},
         )
         return TokenizeAnswer(list(answer["tokens"]))
+
+
+def _adapter_objections(backend: BackendSettings) -> Iterator[Objection]:
+    for adapter in backend.adapters:
+        if "," in str(adapter.path):
+            message = "has a comma in its path, which separates adapters on llama.cpp's command line"
+            yield Objection(("adapter",), message, "rename the file or its folder", adapter.name)
+    for name in backend.args if backend.adapters else ():
+        if says([name], "lora") or says([name], "lora-scaled"):
+            message = "would change the numbers by which this model's adapters are asked for"
+            yield Objection(
+                ("args", name), message, "write it as a model of its own, with base: NAME and adapter: PATH"
+            )
 
 
 def _slots(backend: BackendSettings) -> int:

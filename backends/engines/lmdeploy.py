@@ -20,6 +20,7 @@ from backends.adapter import (
     Objection,
     RunFile,
     Served,
+    Sleep,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
@@ -27,13 +28,14 @@ from backends.adapter import (
     served_by_name,
 )
 from backends.address import Address
-from backends.argv import canonical, flags, option_flags, owned_objections
+from backends.argv import canonical, flags, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.lmdeploy_dialect import DIALECT
 from backends.engines.lmdeploy_options import OPTIONS
 from backends.environments import Environment
+from backends.lora import peft_problem
 from backends.openai_probe import openai_probe
-from backends.settings import ArgValue, BackendSettings, EngineSettings, SocketKind, Timing
+from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.weights import hf_folder_problem
 
 STOP_GRACE_S = 15.0
@@ -70,6 +72,7 @@ OWNED = {
     "session-len": "write models.<name>.context_length",
     "chat-template": "write models.<name>.template: {from: FILE}",
     "proxy-url": "remove it: the gateway is the proxy",
+    "adapters": "write a model of its own, with base: NAME and adapter: PATH",
     "allow-terminate-by-client": "remove it: no client may end an engine; unigate unload does",
     # A request without a stream holds the limit until it is answered, and /health waits behind it (measured: 5.8 s).
     "max-concurrent-requests": "remove it: requests wait in the gateway's queue, or in the engine's by max-batch-size",
@@ -216,9 +219,13 @@ class LmDeploy:
             return f"{weights}: is a file; LMDeploy takes a model folder (a GGUF file is for llamacpp)"
         return hf_folder_problem(weights)
 
+    def adapter_problem(self, adapter: Path) -> str | None:
+        """A folder in PEFT's format."""
+        return peft_problem(adapter)
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
-        """Options that are the gateway's to set, adapters that would change the template, embeddings."""
-        return [*owned_objections(backend.args, OWNED), *_adapter_objections(backend.args), *_no_embeddings(backend)]
+        """Flags that are the gateway's to set, adapters that cannot be served as they are, embeddings."""
+        return [*owned_objections(backend.args, OWNED), *_adapter_objections(backend), *_no_embeddings(backend)]
 
     def timing(self, timing: Timing) -> Timing:
         """As configured."""
@@ -227,6 +234,19 @@ class LmDeploy:
     def served(self, backend: BackendSettings, model: str) -> Served:
         """By its name."""
         return served_by_name(backend, model)
+
+    def sleep(self, backend: BackendSettings) -> Sleep | None:
+        """Weights to the host's memory, the KV cache dropped: level 1. The calls are always there.
+
+        They ask for a JSON content type (serve/openai/endpoints/management.py).
+        """
+        if not backend.options.get("sleep"):
+            return None
+        return Sleep(
+            sleep=Call("POST", "/sleep?level=1", {}),
+            wake=(Call("POST", "/wakeup", {}),),
+            is_sleeping=Call("GET", "/is_sleeping"),
+        )
 
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """One API server; the PyTorch engine has a process of its own beside it.
@@ -241,6 +261,7 @@ class LmDeploy:
         files = _template_files(backend, folder)
         argv += ["--chat-template", str(folder / TEMPLATE_CONFIG) if files else "hf"]
         argv += option_flags(OPTIONS, backend.options)
+        argv += _lora_flags(backend)
         argv += flags(backend.args)
         return LaunchSpec(
             address=place,
@@ -291,15 +312,29 @@ def _template_files(backend: BackendSettings, folder: Path) -> Mapping[str, RunF
     }
 
 
-def _adapter_objections(args: Mapping[str, ArgValue]) -> Iterator[Objection]:
-    for option, value in args.items():
-        if canonical(option) != "adapters":
-            continue
-        for adapter in value if isinstance(value, tuple) else (value,):
-            name = str(adapter).partition("=")[0]
-            if name in BUILT_IN_TEMPLATES:
-                message = f'has an adapter named "{name}", whose requests LMDeploy would give its template of that name'
-                yield Objection(("args", option), message, "give the adapter another name")
+def _lora_flags(backend: BackendSettings) -> list[str]:
+    """Each adapter under its public name. Only the PyTorch engine takes them (cli/serve.py); it is not the default."""
+    if not backend.adapters:
+        return []
+    engine = [] if "backend" in backend.options or says(backend.args, "backend") else ["--backend", "pytorch"]
+    return [*engine, "--adapters", *(f"{adapter.name}={adapter.path}" for adapter in backend.adapters)]
+
+
+def _adapter_objections(backend: BackendSettings) -> Iterator[Objection]:
+    for adapter in backend.adapters:
+        if adapter.name in BUILT_IN_TEMPLATES:
+            message = f'has the name "{adapter.name}", for which LMDeploy would use its template of that name'
+            yield Objection((), message, "give it another name", adapter.name)
+        if "=" in adapter.name:
+            message = 'has a "=" in its name, where LMDeploy would cut it'
+            yield Objection((), message, "give it another name", adapter.name)
+    chosen: dict[tuple[str, ...], object] = {("options", "backend"): backend.options.get("backend")}
+    chosen |= {("args", name): value for name, value in backend.args.items() if canonical(name) == "backend"}
+    for path, value in chosen.items():
+        if backend.adapters and value == "turbomind":
+            names = ", ".join(adapter.name for adapter in backend.adapters)
+            message = f"cannot be turbomind: that engine takes no LoRA adapters, and this model has {names}"
+            yield Objection(path, message, "write pytorch, or merge the adapter into its base")
 
 
 def _no_embeddings(backend: BackendSettings) -> Iterator[Objection]:

@@ -5,7 +5,8 @@ Sources below name files of https://github.com/vllm-project/vllm at v0.32.0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ from backends.adapter import (
     LaunchSpec,
     Objection,
     Served,
+    Sleep,
     TokenizeAnswer,
     TokenizePlan,
     TokenizeRequest,
     served_by_name,
 )
 from backends.address import Address
-from backends.argv import flags, option_flags, owned_objections
+from backends.argv import flags, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.vllm_dialect import DIALECT
 from backends.engines.vllm_options import OPTIONS
 from backends.environments import Environment
+from backends.lora import highest_rank, peft_problem
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.weights import hf_folder_problem
@@ -47,6 +50,12 @@ DISTRIBUTIONS = (
     ),
 )
 
+DEV_ENV = {"VLLM_SERVER_DEV_MODE": "1"}
+"""What opens the endpoints for sleeping, and with them those that run code and load weights (entrypoints/serve/dev)."""
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The sizes vLLM has for adapters (config/lora.py MaxLoRARanks)."""
+
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
 OWNED = {
@@ -58,6 +67,7 @@ OWNED = {
     "max-model-len": "write models.<name>.context_length",
     "api-key": "write gateway.keys: the gateway checks them",
     "chat-template": "write models.<name>.template: {from: FILE}",
+    "lora-modules": "write a model of its own, with base: NAME and adapter: PATH",
     # The request's own template would replace the operator's (entrypoints/launchers/cli_args.py).
     "trust-request-chat-template": "remove it: a client may not bring its own chat template",
 }
@@ -187,9 +197,17 @@ class Vllm:
         """A Hugging Face folder, or a GGUF file."""
         return hf_folder_problem(weights)
 
+    def adapter_problem(self, adapter: Path) -> str | None:
+        """A folder in PEFT's format, of a rank that vLLM has a size for."""
+        problem = peft_problem(adapter)
+        rank = highest_rank(adapter) if problem is None else None
+        if rank is not None and rank > max(LORA_RANKS):
+            return f"{adapter}: has rank {rank}; vLLM takes {max(LORA_RANKS)} at most"
+        return problem
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
-        """Options that are the gateway's to set."""
-        return tuple(owned_objections(backend.args, OWNED))
+        """Flags and variables that are the gateway's to set."""
+        return (*owned_objections(backend.args, OWNED), *_open_door(backend.env))
 
     def timing(self, timing: Timing) -> Timing:
         """As configured."""
@@ -198,6 +216,21 @@ class Vllm:
     def served(self, backend: BackendSettings, model: str) -> Served:
         """By its name."""
         return served_by_name(backend, model)
+
+    def sleep(self, backend: BackendSettings) -> Sleep | None:
+        """Weights to the host's memory, the KV cache dropped: level 1 (entrypoints/serve/dev/sleep/api_router.py).
+
+        The calls are among vLLM's development endpoints, which no key guards and which can do anything: they are opened
+        on a Unix socket only, where nobody but the gateway reaches them.
+        """
+        if not backend.options.get("sleep"):
+            return None
+        return Sleep(
+            sleep=Call("POST", "/sleep?level=1", {}),
+            wake=(Call("POST", "/wake_up", {}),),
+            is_sleeping=Call("GET", "/is_sleeping"),
+            sockets=frozenset({"unix"}),
+        )
 
     def launch_spec(self, backend: BackendSettings, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         """One API server with its engine core and workers."""
@@ -213,12 +246,13 @@ class Vllm:
         if backend.template_file is not None:
             argv += ["--chat-template", str(backend.template_file)]
         argv += option_flags(OPTIONS, backend.options)
+        argv += _lora_flags(backend)
         argv += flags(backend.args)
         return LaunchSpec(
             address=place,
             probe=openai_probe(backend),
             argv=tuple(argv),
-            env={**engine.env, **backend.env},
+            env={**(DEV_ENV if place.uds and self.sleep(backend) else {}), **engine.env, **backend.env},
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
         )
 
@@ -239,3 +273,29 @@ class Vllm:
             body["prompt"] = request.prompt
         answer = yield Call("POST", "/tokenize", body)
         return TokenizeAnswer(list(answer["tokens"]), answer.get("max_model_len"))
+
+
+def _lora_flags(backend: BackendSettings) -> list[str]:
+    """Each adapter under its public name, with room for all of them and for the highest of their ranks.
+
+    vLLM's own defaults are one adapter at a time, and rank 16 (config/lora.py). A name goes as JSON, because one with
+    "=" would be cut there (entrypoints/launchers/cli_args.py LoRAParserAction).
+    """
+    if not backend.adapters:
+        return []
+    modules = [{"name": adapter.name, "path": str(adapter.path)} for adapter in backend.adapters]
+    argv = ["--enable-lora", "--lora-modules", *map(json.dumps, modules)]
+    said = {option.flag for option in OPTIONS if option.name in backend.options}
+    if "max-loras" not in said and not says(backend.args, "max-loras"):
+        argv += ["--max-loras", str(len(modules))]
+    if "max-lora-rank" not in said and not says(backend.args, "max-lora-rank"):
+        ranks = [rank for adapter in backend.adapters if (rank := highest_rank(adapter.path)) is not None]
+        size = next((size for size in LORA_RANKS if ranks and size >= max(ranks)), None)
+        argv += ["--max-lora-rank", str(size)] if size is not None else []
+    return argv
+
+
+def _open_door(env: Mapping[str, str]) -> Iterator[Objection]:
+    for name in DEV_ENV.keys() & env.keys():
+        message = "opens vLLM's development endpoints, which no key guards and which can run any code"
+        yield Objection(("env", name), message, "remove it; options.sleep opens what it needs, on a Unix socket")

@@ -132,7 +132,6 @@ READ = {
     "prefix cache": ("enable_prefix_caching", True),
     "no metrics": ("disable_metrics", False),
     "parsers": ("tool_call_parser", "qwen"),
-    "LoRA": ("adapters", ["sql=/l/sql", "law=/l/law"]),
 }
 
 

@@ -15,13 +15,16 @@ from typing import Any
 
 from backends.address import Address
 from backends.engines import ADAPTERS
-from backends.settings import BackendSettings, EngineSettings
+from backends.settings import BackendSettings, EngineSettings, LoraAdapter
 
 FOLDER = Path(__file__).parent
 UDS = Address(uds="/run/m.sock")
 TCP = Address(host="127.0.0.1", port=18000)
 TEMPLATE = Path("/t/chat.jinja")
 RUN_FOLDER = Path("/state/runs/m")
+LORAS = (LoraAdapter("m-sql", FOLDER / "lora-rank-24"), LoraAdapter("law, 2nd=best", Path("/lora/law")))
+"""One whose rank can be read, and one with a name that command lines stumble over."""
+GGUF_LORAS = (LoraAdapter("m-sql", Path("/lora/sql.gguf")), LoraAdapter("law, 2nd=best", Path("/lora/law.gguf")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             ("/env/bin/vllm", "serve"),
         ),
         "every switch off": Example("vllm", {"options": _switches_off("vllm")}),
+        "two LoRA adapters": Example("vllm", {"adapters": LORAS}),
         "other flags": Example(
             "vllm",
             {"args": {"disable-log-stats": True, "enable-log-requests": False, "allowed-origins": ('["http://a"]',)}},
@@ -97,6 +101,9 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         ),
         "every option": Example("lmdeploy", {"options": LMDEPLOY_EVERYTHING}, place=TCP),
         "every switch off": Example("lmdeploy", {"options": _switches_off("lmdeploy")}, place=TCP),
+        "two LoRA adapters": Example(
+            "lmdeploy", {"adapters": (LORAS[0], LoraAdapter("law", Path("/lora/law")))}, place=TCP
+        ),
         "other flags": Example(
             "lmdeploy",
             {"args": {"log-level": "INFO", "disable-metrics": True, "allow-methods": ("GET", "POST")}},
@@ -113,6 +120,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             "llamacpp", {"context_length": 1024, "options": LLAMACPP_EVERYTHING}, ("/opt/llama-server",)
         ),
         "every switch off": Example("llamacpp", {"options": _switches_off("llamacpp")}, ("/opt/llama-server",)),
+        "two LoRA adapters": Example("llamacpp", {"adapters": GGUF_LORAS}),
         "other flags": Example("llamacpp", {"args": {"parallel": 2, "ngl": 99, "slots": True}, "context_length": 512}),
     },
 }
@@ -132,7 +140,9 @@ def text_of(engine: str) -> str:
             if word.startswith("-"):
                 lines.append(f"  {word}")
             else:
-                lines[-1] += f" {'PYTHON' if word == sys.executable else shlex.quote(word)}"
+                lines[-1] += (
+                    f" {'PYTHON' if word == sys.executable else shlex.quote(word).replace(str(FOLDER), '/lora')}"
+                )
         parts.append("\n".join([f"\n## {name}", *(line.rstrip() for line in lines)]) + "\n")
     return "".join(parts)
 

@@ -15,7 +15,7 @@ from backends.diagnosis import ExitStatus
 from backends.engines.lmdeploy import LmDeploy
 from backends.environments import Environment
 from backends.lifecycle import State
-from backends.settings import ArgValue, BackendSettings, EngineSettings
+from backends.settings import ArgValue, BackendSettings, EngineSettings, LoraAdapter
 from tests.unit.backends.fakes import CALM, living_backend
 
 BACKEND = BackendSettings(name="m", engine="lmdeploy", weights=Path("/models/m"))
@@ -42,7 +42,6 @@ SETTINGS: dict[str, tuple[dict[str, ArgValue], list[str]]] = {
         {"tool-call-parser": "qwen", "reasoning-parser": "default"},
         ["--tool-call-parser", "qwen", "--reasoning-parser", "default"],
     ),
-    "LoRA": ({"adapters": ("sql=/l/sql", "law=/l/law")}, ["--adapters", "sql=/l/sql", "law=/l/law"]),
 }
 
 
@@ -148,18 +147,41 @@ def test_its_command_in_an_environment() -> None:
     assert LmDeploy().command_in(program) == ("/env/bin/lmdeploy", "serve", "api_server")
 
 
-@pytest.mark.parametrize("adapters", ["vicuna=/l/v", ("sql=/l/sql", "hf=/l/hf"), "mistral"])
-def test_an_adapter_may_not_be_called_as_a_template(adapters: ArgValue) -> None:
-    """LMDeploy would give its requests the template of that name, so the name is refused."""
-    (objection,) = LmDeploy().objections(replace(BACKEND, args={"adapters": adapters}))
-    assert objection.path == ("args", "adapters")
+def with_adapters(*names: str, **others: Any) -> BackendSettings:
+    """The backend with an adapter of each name."""
+    return replace(BACKEND, adapters=tuple(LoraAdapter(name, Path("/l", name)) for name in names), **others)
+
+
+@pytest.mark.parametrize("name", ["vicuna", "hf", "mistral"])
+def test_an_adapter_may_not_be_called_as_a_template(name: str) -> None:
+    """LMDeploy would give its requests the template of that name, so the name is refused where it is written."""
+    (objection,) = LmDeploy().objections(with_adapters("sql", name))
+    assert (objection.model, objection.path) == (name, ())
     assert "template of that name" in objection.message
 
 
-def test_other_adapters_are_left_alone() -> None:
-    """A name, or a path without a name, that is no template of LMDeploy's is fine."""
-    for adapters in ("sql=/l/vicuna", "/l/vicuna", ("a=/l/a", "b=/l/b")):
-        assert list(LmDeploy().objections(replace(BACKEND, args={"adapters": adapters}))) == []
+def test_an_adapter_may_not_have_an_equals_sign() -> None:
+    """LMDeploy cuts NAME=PATH at the first one."""
+    (objection,) = LmDeploy().objections(with_adapters("a=b"))
+    assert objection.model == "a=b"
+
+
+def test_other_adapters_are_served_by_the_pytorch_engine() -> None:
+    """Adapters choose the engine that takes them, unless it has been chosen already."""
+    assert list(LmDeploy().objections(with_adapters("sql", "law"))) == []
+    added = ["--adapters", "sql=/l/sql", "law=/l/law"]
+    assert list(spec_of(with_adapters("sql", "law")).argv[-5:]) == ["--backend", "pytorch", *added]
+    assert spec_of(with_adapters("sql", options={"backend": "pytorch"})).argv.count("--backend") == 1
+    assert spec_of(with_adapters("sql", args={"backend": "pytorch"})).argv.count("--backend") == 1
+
+
+@pytest.mark.parametrize("chosen", [{"options": {"backend": "turbomind"}}, {"args": {"backend": "turbomind"}}])
+def test_turbomind_takes_no_adapters(chosen: dict[str, Any]) -> None:
+    """TurboMind with adapters is refused in words, at the choice; without them it is fine."""
+    (objection,) = LmDeploy().objections(with_adapters("sql", **chosen))
+    assert objection.path == (next(iter(chosen)), "backend")
+    assert "takes no LoRA adapters, and this model has sql" in objection.message
+    assert list(LmDeploy().objections(replace(BACKEND, **chosen))) == []
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import sys
@@ -100,3 +101,28 @@ def test_an_engines_version(tmp_path: Path, script: str | None, is_good: bool, m
 def test_an_external_server_is_not_asked() -> None:
     """There is nothing to run for a server that is not ours."""
     assert engine_version("external", EngineSettings()) == (True, "nothing to ask")
+
+
+def lora_config(folder: Path, base_model: str) -> Config:
+    """The model `a` with two adapters: one in order, trained on *base_model*, and one that is not there."""
+    adapter = folder / "sql"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": base_model}))
+    (adapter / "adapter_model.safetensors").touch()
+    document = config(folder, port=free_port()).model_dump(include={"gateway": {"port"}})
+    models = {
+        "a": {"engine": "vllm", "weights": str(folder / "weights")},
+        "sql": {"base": "a", "adapter": str(adapter)},
+        "law": {"base": "a", "adapter": str(folder / "law")},
+    }
+    return Config.model_validate({**document, "engines": {"vllm": {"command": [sys.executable]}}, "models": models})
+
+
+@pytest.mark.parametrize(("base_model", "is_doubtful"), [("org/Weights", False), ("org/other", True)])
+def test_adapters(tmp_path: Path, base_model: str, is_doubtful: bool) -> None:
+    """Each adapter is looked at under its own name; one trained on another model is good, and worth a look."""
+    found = {finding.subject: finding for finding in static_findings(lora_config(tmp_path, base_model), os.environ)}
+    assert (found["sql"].is_good, found["sql"].is_doubtful) == (True, is_doubtful)
+    assert ("was trained on org/other" in found["sql"].message) is is_doubtful
+    assert not found["law"].is_good
+    assert found["law"].loc == ("models", "law", "adapter")

@@ -159,6 +159,24 @@ def test_external_servers_have_none(tmp_path: Path) -> None:
         load_config_file(path, {})
 
 
+def test_sleep_needs_a_unix_socket(tmp_path: Path) -> None:
+    """vLLM on a port with sleep is refused, naming the engine's socket; LMDeploy, which knows only ports, is not."""
+    path = tmp_path / "unigate.yaml"
+    model = "models:\n  q:\n    engine: {}\n    weights: w\n    options: {{sleep: {}}}\n"
+    tcp = "engines: {{{}: {{socket: tcp}}}}\n"
+    path.write_text(tcp.format("vllm") + model.format("vllm", "true"))
+    with pytest.raises(ConfigError, match=r":6: models\.q\.options\.sleep: needs a Unix socket") as caught:
+        load_config_file(path, {})
+    assert "write engines.vllm.socket: unix" in str(caught.value)
+    for text in (
+        model.format("vllm", "true"),
+        tcp.format("vllm") + model.format("vllm", "false"),
+        model.format("lmdeploy", "true"),
+    ):
+        path.write_text(text)
+        load_config_file(path, {})
+
+
 @pytest.mark.parametrize(
     ("options", "is_good"),
     [
