@@ -21,6 +21,7 @@ from backends.dialect import Dialect
 from backends.environments import Environment
 from backends.options import Options
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
+from backends.sources import SourceKind
 
 Body = dict[str, Any]
 """A JSON object we pass on and do not interpret."""
@@ -185,6 +186,10 @@ class Adapter(Protocol):
     @property
     def sockets(self) -> frozenset[SocketKind]:
         """What this engine can listen on; TCP at the least."""
+
+    @property
+    def sources(self) -> frozenset[SourceKind]:
+        """Where its weights may come from; nowhere for an address somebody else runs."""
 
     @property
     def takes_adapters(self) -> bool:

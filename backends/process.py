@@ -32,6 +32,10 @@ INHERITED_BUT_HARMFUL = (
     # Would make the engine ask for a key we do not send.
     "VLLM_API_KEY",
     "LLAMA_API_KEY",
+    # What downloads with: the gateway's to use, in a process of its own. An engine that needs it gets it by its env.
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "MODELSCOPE_API_TOKEN",
 )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from backends.sources import RemoteSource
+
 ArgValue = bool | int | float | str | tuple[int | float | str, ...]
 """One engine flag: true is the bare flag, false leaves the flag out, a tuple is several values after one flag."""
 
@@ -50,6 +52,8 @@ class Timing:
     """A start that prints nothing and reads nothing for this long has stalled."""
     start_timeout_s: float = 1800.0
     """The hard cap of one start."""
+    download_stall_timeout_s: float = 300.0
+    """A download that neither reads nor writes for this long is ended."""
     stop_grace_s: float | None = None
     """From TERM to KILL; None means the adapter's own figure for its engine."""
     drain_timeout_s: float = 30.0
@@ -85,12 +89,14 @@ class BackendSettings:
 
     *name* is the backend's own, and by default the public name of its model. *served_name* is what its engine calls the
     model, empty for *name*; *adapters* are the other models it serves. *weights* is a file or folder, None for an
-    external backend. *context_length* is in tokens per request, None leaves the engine's default.
+    external backend and for a model that its engine fetches itself; with a *source* on a hub, it is where that source
+    lies once it is downloaded. *context_length* is in tokens per request, None leaves the engine's default.
     """
 
     name: str
     engine: str
     weights: Path | None = None
+    source: RemoteSource | None = None
     url: str = ""
     api_key: str = field(default="", repr=False)
     served_name: str = ""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import httpx
 
 from backends.adapter import Adapter, LaunchSpec
 from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
+from backends.downloader import NO_MODELS_DIR, Downloader, DownloadProgress
 from backends.kill_set import read_entry
 from backends.lifecycle import Event
 from backends.logs import BackendLog, file_name
@@ -26,6 +28,7 @@ from backends.records import ProcessRecord, ProcessRecords
 from backends.resolving import NOWHERE, Environments, EnvironmentUnusable
 from backends.run_folder import TargetMissing, remove_run_folder, write_run_folder
 from backends.settings import BackendSettings, EngineSettings
+from backends.sources import HubSource
 
 POLL_FIRST_S = 0.05
 POLL_LAST_S = 1.0
@@ -34,8 +37,11 @@ ACTIVITY_EVERY_S = 5.0
 MIN_PROGRESS_BYTES = 1024 * 1024
 GATE_HOLD_S = 120.0
 """One start keeps the others waiting no longer than this: one that hangs must not hang them all."""
+QUEUED = "queued behind another start"
 TAIL_LINES = 400
 """How far back a diagnosis looks: vLLM prints its root cause well above its last line."""
+
+Outcome = TypeVar("Outcome")
 
 _log = logging.getLogger("unigate.backends")
 
@@ -53,6 +59,7 @@ class Host:
     start_gate: asyncio.Semaphore
     run_folders: Path
     environments: Environments = NOWHERE
+    downloader: Downloader = NO_MODELS_DIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Start:
         tell: Callable[[Occurrence], None],
     ) -> None:
         self.generation = generation
-        self.phase = "queued behind another start"
+        self.phase = QUEUED
         self.is_ready = False
         self.spec: LaunchSpec | None = None
         self._backend = backend
@@ -156,6 +163,11 @@ class Start:
         engine = self._engine
         if engine.environment is not None:
             engine = await asyncio.to_thread(self._host.environments.settle, engine, self._adapter)
+        if isinstance(self._backend.source, HubSource):
+            # Before the place and the gate: it may take hours, and holds nobody up.
+            problem = await self._bring_weights(self._backend.source)
+            if problem is not None or self._stop.is_set():
+                return problem
         kind = self._engine.socket if self._engine.socket in self._adapter.sockets else "tcp"
         place = self._host.places.reserve(self._backend.name, kind)
         folder = self._host.run_folders / file_name(self._backend.name, "")
@@ -177,6 +189,30 @@ class Start:
         describe = partial(self._adapter.launch_spec, self._backend, engine, place, folder)
         # What it reads is of the LoRA adapters, and their disk may be slow.
         return await asyncio.to_thread(describe) if self._backend.adapters else describe()
+
+    async def _bring_weights(self, source: HubSource) -> Diagnosis | None:
+        """Why *source* is not there to be loaded; None when it is, or when a stop was asked for meanwhile."""
+        assert self._backend.weights is not None
+        said = ""
+
+        def show(progress: DownloadProgress) -> None:
+            nonlocal said
+            self.phase = str(progress)
+            if progress.phase != said:
+                said = progress.phase
+                self._log.note(f"{source}: {progress}")
+
+        download = self._host.downloader.fetch(source, self._timing.download_stall_timeout_s, show, self._log.write)
+        problem = await _unless(self._stop, download)
+        if problem is None and not self._stop.is_set():
+            fault = await asyncio.to_thread(self._adapter.weights_problem, self._backend.weights)
+            if fault is not None:
+                advice = "Correct the model's weights, or use another engine for it."
+                problem = Diagnosis(
+                    "weights_unusable", f"{source} was downloaded, but: {fault}.", advice, permanent=True
+                )
+        self.phase = QUEUED
+        return problem
 
     async def _spawn_and_wait(self, spec: LaunchSpec, gate: _Gate) -> Diagnosis | None:
         marker = f"{self._backend.name}:{secrets.token_hex(8)}"
@@ -286,6 +322,19 @@ class Start:
         except httpx.RequestError:
             return False
         return True
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Outcome]) -> Outcome | None:
+    """What *work* returns; None when *stop* was set before, with *work* cancelled and ended."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait([working])
+    return None if working.cancelled() else working.result()
 
 
 class _Gate:

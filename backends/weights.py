@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+
+from backends.adapter import Objection
+from backends.sources import HubSource, RemoteSource
 
 GGUF_MAGIC = b"GGUF"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
@@ -30,6 +34,21 @@ def gguf_problem(weights: Path) -> str | None:
         if file.read(4) != GGUF_MAGIC:
             return f"{weights}: is not a GGUF file (it does not begin with {GGUF_MAGIC.decode()})"
     return None
+
+
+def gguf_source_objections(source: RemoteSource | None) -> Iterable[Objection]:
+    """An Objection to a *source* on a hub that is not one GGUF file."""
+    if isinstance(source, HubSource) and not source.file.endswith(".gguf"):
+        remedy = "name the file, such as hf:ORG/NAME:model-q4_k_m.gguf"
+        yield Objection(("weights",), f"{source} is not one GGUF file, which this engine takes", remedy)
+
+
+def folder_source_objections(source: RemoteSource | None, *, takes_gguf: bool) -> Iterable[Objection]:
+    """An Objection to a *source* on a hub that is one file, unless that is GGUF and the engine takes it."""
+    if isinstance(source, HubSource) and source.file and not (takes_gguf and source.file.endswith(".gguf")):
+        whole = HubSource(source.hub, source.repo, source.revision)
+        kind = "a model folder or a GGUF file" if takes_gguf else "a model folder"
+        yield Objection(("weights",), f"{source} is one file, and this engine takes {kind}", f"write {whole}")
 
 
 def hf_folder_problem(weights: Path) -> str | None:

@@ -26,6 +26,7 @@ from backends.dialect import Dialect, Finish
 from backends.environments import Environment
 from backends.options import Options
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
+from backends.sources import SourceKind
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
@@ -56,6 +57,7 @@ class External:
     dialect = DIALECT
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = False
+    sources: frozenset[SourceKind] = frozenset()
     programs = ()
     distributions = ()
     options: Options = ()

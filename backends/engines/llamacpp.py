@@ -31,7 +31,8 @@ from backends.environments import Environment
 from backends.lora import gguf_adapter_problem
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
-from backends.weights import gguf_problem
+from backends.sources import SourceKind
+from backends.weights import gguf_problem, gguf_source_objections
 
 STOP_GRACE_S = 10.0
 
@@ -126,6 +127,7 @@ class LlamaCpp:
     dialect = DIALECT
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = True
+    sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope"})
     programs = ("llama-server",)
     distributions = DISTRIBUTIONS
     options = OPTIONS
@@ -157,8 +159,12 @@ class LlamaCpp:
         return gguf_adapter_problem(adapter)
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
-        """Flags that are the gateway's to set, and adapters that its command line cannot name."""
-        return (*owned_objections(backend.args, OWNED), *_adapter_objections(backend))
+        """Flags that are the gateway's to set, adapters that its command line cannot name, and a source of many files."""
+        return (
+            *owned_objections(backend.args, OWNED),
+            *_adapter_objections(backend),
+            *gguf_source_objections(backend.source),
+        )
 
     def timing(self, timing: Timing) -> Timing:
         """As configured."""

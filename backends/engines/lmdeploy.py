@@ -36,7 +36,8 @@ from backends.environments import Environment
 from backends.lora import peft_problem
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
-from backends.weights import hf_folder_problem
+from backends.sources import SourceKind
+from backends.weights import folder_source_objections, hf_folder_problem
 
 STOP_GRACE_S = 15.0
 """Idle, TERM ends it in 0.4 s (TurboMind) or 1.8 s (PyTorch), without a GPU to clean up. It waits without limit for
@@ -191,6 +192,7 @@ class LmDeploy:
     # uvicorn.run(host=, port=) and nothing else (serve/openai/api_server.py)
     sockets: frozenset[SocketKind] = frozenset({"tcp"})
     takes_adapters = True
+    sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope"})
     programs = ("lmdeploy",)
     distributions = DISTRIBUTIONS
     options = OPTIONS
@@ -224,8 +226,13 @@ class LmDeploy:
         return peft_problem(adapter)
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
-        """Flags that are the gateway's to set, adapters that cannot be served as they are, embeddings."""
-        return [*owned_objections(backend.args, OWNED), *_adapter_objections(backend), *_no_embeddings(backend)]
+        """Flags that are the gateway's to set, adapters that cannot be served as they are, embeddings, a single file."""
+        return [
+            *owned_objections(backend.args, OWNED),
+            *_adapter_objections(backend),
+            *_no_embeddings(backend),
+            *folder_source_objections(backend.source, takes_gguf=False),
+        ]
 
     def timing(self, timing: Timing) -> Timing:
         """As configured."""

@@ -31,7 +31,8 @@ from backends.environments import Environment
 from backends.lora import highest_rank, peft_problem
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
-from backends.weights import hf_folder_problem
+from backends.sources import SourceKind
+from backends.weights import folder_source_objections, hf_folder_problem
 
 STOP_GRACE_S = 30.0
 """vLLM gives its workers 5 s, then TERM 4 s, then KILL (v1/executor/multiproc_executor.py), ROCm 15 s more."""
@@ -168,6 +169,7 @@ class Vllm:
     dialect = DIALECT
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = True
+    sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope"})
     programs = ("vllm",)
     distributions = DISTRIBUTIONS
     options = OPTIONS
@@ -206,8 +208,12 @@ class Vllm:
         return problem
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
-        """Flags and variables that are the gateway's to set."""
-        return (*owned_objections(backend.args, OWNED), *_open_door(backend.env))
+        """Flags and variables that are the gateway's to set, and a single file that is no GGUF."""
+        return (
+            *owned_objections(backend.args, OWNED),
+            *_open_door(backend.env),
+            *folder_source_objections(backend.source, takes_gguf=True),
+        )
 
     def timing(self, timing: Timing) -> Timing:
         """As configured."""

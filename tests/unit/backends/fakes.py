@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from backends.adapter import LaunchSpec
-from backends.diagnosis import ExitStatus
+from backends.diagnosis import Diagnosis, ExitStatus
+from backends.downloader import DownloadProgress
 from backends.engines import ADAPTERS
 from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import State
@@ -20,6 +21,7 @@ from backends.places import Places
 from backends.process import SpawnFailed
 from backends.records import ProcessRecords
 from backends.settings import BackendSettings, EngineSettings, Timing
+from backends.sources import HubSource
 from backends.start import Host
 from backends.status import Transition
 from backends.supervisor import Supervisor
@@ -170,6 +172,44 @@ class FakeProber:
             raise refusal
 
 
+class FakeDownloader:
+    """Fetches nothing: each call waits in *calls* until the test ends it with a diagnosis or None."""
+
+    def __init__(self) -> None:
+        self.calls: list[FakeFetch] = []
+        self._changed = asyncio.Event()
+
+    async def fetch(
+        self,
+        source: HubSource,
+        stall_timeout_s: float,
+        show: Callable[[DownloadProgress], None],
+        say: Callable[[str], None],
+    ) -> Diagnosis | None:
+        """What the test says of this call."""
+        fetch = FakeFetch(source, show, say, asyncio.get_running_loop().create_future())
+        self.calls.append(fetch)
+        self._changed.set()
+        return await fetch.outcome
+
+    async def called(self, number: int = 1) -> FakeFetch:
+        """Call *number*, counted from 1, as soon as there is one."""
+        while len(self.calls) < number:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.calls[number - 1]
+
+
+@dataclass
+class FakeFetch:
+    """One call of a FakeDownloader; *outcome* is cancelled with it."""
+
+    source: HubSource
+    show: Callable[[DownloadProgress], None]
+    say: Callable[[str], None]
+    outcome: asyncio.Future[Diagnosis | None]
+
+
 class World:
     """One supervisor over fakes: *transitions* is all it published. Made by `living_backend`."""
 
@@ -179,6 +219,7 @@ class World:
         self.leases: list[Lease] = []
         self._published = asyncio.Event()
         self.records = ProcessRecords(folder / "records")
+        self.downloader = FakeDownloader()
         self.host = Host(
             self.launcher,
             FakeProber(self.launcher),
@@ -186,6 +227,7 @@ class World:
             self.records,
             asyncio.Semaphore(1),
             folder / "runs",
+            downloader=self.downloader,
         )
         self.log = BackendLog(folder / "backend.log")
         self.supervisor = Supervisor(
