@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 
+from backends.downloader import LocalDownloader
 from backends.engines import ADAPTERS
 from backends.fleet import Fleet
 from backends.lifecycle import State
@@ -73,6 +74,7 @@ def build(config: Config) -> Gateway:
         start_gate=asyncio.Semaphore(1),
         run_folders=settings.state_dir / "runs",
         environments=Environments(os.environ, settings.engine_dir),
+        downloader=LocalDownloader(settings.models_dir, secrets_of(config)),
     )
     backends = config.backend_settings()
     fleet = Fleet(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib.util
 import os
 import shutil
 import socket
@@ -14,14 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.adapter import Adapter
+from backends.completion import read_completion
 from backends.engines import ADAPTERS
+from backends.hub import LIBRARIES, SOURCES_EXTRA
 from backends.lora import base_doubt
 from backends.ports import probe_address
 from backends.resolving import Environments, EnvironmentUnusable
 from backends.settings import BackendSettings, EngineSettings, LoraAdapter
+from backends.sizes import size_text
+from backends.sources import HubSource
 from chat_templates.parsing import TemplateUnreadable, read_template
 from gateway.config import Config
 from gateway.config_values import Loc
+
+MODELS_DIR_REMEDY = "write another gateway.models_dir"
 
 VERSION_TIMEOUT_S = 120.0
 """`vllm --version` imports torch, which takes tens of seconds from a cold disk."""
@@ -98,7 +105,9 @@ def _engines(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
 def _models(config: Config) -> Iterator[Finding]:
     for backend in config.backend_settings():
         adapter = ADAPTERS[backend.engine]
-        if backend.weights is not None:
+        if isinstance(backend.source, HubSource) and backend.weights is not None:
+            yield _source(backend, backend.source, config.gateway.models_dir, adapter)
+        elif backend.weights is not None:
             yield _weights(backend, backend.weights, adapter)
         if backend.template_file is not None:
             yield _template(backend, backend.template_file)
@@ -125,6 +134,31 @@ def _lora(lora: LoraAdapter, weights: Path | None, adapter: Adapter) -> Finding:
         return Finding(loc, lora.name, False, problem, f"correct models.{lora.name}.adapter")
     doubt = base_doubt(lora.path, weights) if weights is not None else None
     return Finding(loc, lora.name, True, doubt or f"LoRA adapter {lora.path}", is_doubtful=doubt is not None)
+
+
+def _source(backend: BackendSettings, source: HubSource, models_dir: Path, adapter: Adapter) -> Finding:
+    """Whether *source* is there, and what can be known without the network of getting it."""
+    loc: Loc = ("models", backend.name, "weights")
+    folder = source.folder(models_dir)
+    whole = read_completion(source, models_dir)
+    if whole is not None:
+        problem = adapter.weights_problem(source.weights(models_dir))
+        if problem is not None:
+            return Finding(loc, backend.name, False, problem, "use another engine for it, or another model")
+        return Finding(loc, backend.name, True, f"{source} is complete: {size_text(whole.size)} in {folder}")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "cannot be written to" if existing.is_dir() else "is not a folder"
+        return Finding(loc, backend.name, False, f"{source} cannot be downloaded: {existing} {what}", MODELS_DIR_REMEDY)
+    library = LIBRARIES[source.hub]
+    if importlib.util.find_spec(library) is None:
+        message = f"{source} is not here yet, and {library}, which downloads it, is not installed"
+        return Finding(loc, backend.name, False, message, f"run: {SOURCES_EXTRA}")
+    free = size_text(shutil.disk_usage(existing).free)
+    message = (
+        f"{source} will be downloaded into {folder} ({free} free) before the first start, or by `unigate pull` now"
+    )
+    return Finding(loc, backend.name, True, message)
 
 
 def _template(backend: BackendSettings, path: Path) -> Finding:

@@ -28,6 +28,7 @@ from pydantic_core import InitErrorDetails
 from backends.argv import clashes
 from backends.engines import ADAPTERS
 from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, LoraAdapter, OptionValue, Timing
+from backends.sources import HubSource, RemoteSource, SourceKind, kind_of
 from gateway.config_values import (
     AnyPath,
     Args,
@@ -47,6 +48,7 @@ from gateway.config_values import (
     TokenCount,
     Url,
     Version,
+    Weights,
     Whole,
     again,
     freeze,
@@ -179,13 +181,26 @@ def _read_log_dir(value: object, info: ValidationInfo) -> Path:
 
 def default_engine_dir(origin: Origin) -> Path:
     """Where `unigate engine install` builds when nobody says otherwise: unigate/engines in $XDG_DATA_HOME."""
+    return _data_dir(origin) / "engines"
+
+
+def default_models_dir(origin: Origin) -> Path:
+    """Where models are downloaded to when nobody says otherwise: unigate/models in $XDG_DATA_HOME."""
+    return _data_dir(origin) / "models"
+
+
+def _data_dir(origin: Origin) -> Path:
     xdg = origin.environ.get("XDG_DATA_HOME", "")
     base = Path(xdg) if xdg.startswith("/") else origin.absolute("~/.local/share")
-    return base / "unigate" / "engines"
+    return base / "unigate"
 
 
 def _read_engine_dir(value: object, info: ValidationInfo) -> Path:
     return read_path(value, info) if value is not None else default_engine_dir(origin_of(info))
+
+
+def _read_models_dir(value: object, info: ValidationInfo) -> Path:
+    return read_path(value, info) if value is not None else default_models_dir(origin_of(info))
 
 
 _PATH_SCHEMA = WithJsonSchema({"type": "string", "minLength": 1, "default": None})
@@ -220,6 +235,11 @@ class GatewaySettings(Section):
         _UNSET,
         validate_default=True,
         description="Folder for what `unigate engine install` builds; default unigate/engines in $XDG_DATA_HOME.",
+    )
+    models_dir: Annotated[Path, PlainValidator(_read_models_dir), _PATH_SCHEMA] = Field(
+        _UNSET,
+        validate_default=True,
+        description="Folder for the weights that are downloaded; default unigate/models in $XDG_DATA_HOME.",
     )
     log_rotate_bytes: Whole = Field(
         50 * _MIB, ge=64 * 1024, le=65_536 * _MIB, description="Size at which a log file is rotated, in bytes."
@@ -341,7 +361,9 @@ def _read_options(value: object, info: ValidationInfo) -> Mapping[str, OptionVal
 _ADAPTER_KEYS = ("base", "adapter", "aliases", "unsupported_parameters")
 """What may be said of a model that is another's LoRA adapter; all else is its base's."""
 _EXTERNAL_ONLY = ("url", "api_key", "served_name")
-_LAUNCHED_ONLY = ("weights", "template", "options", "args", "env", "idle_unload_s", "stop_grace_s")
+_LAUNCHED_ONLY = (
+    "weights", "template", "options", "args", "env", "idle_unload_s", "stop_grace_s", "download_stall_timeout_s",
+)  # fmt: skip
 
 
 class ModelConfig(Section):
@@ -350,8 +372,10 @@ class ModelConfig(Section):
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["engine"]}, {"required": ["base"]}]})
 
     engine: Engine | None = Field(None, description=f"The engine that serves the model: {', '.join(ENGINES)}.")
-    weights: AnyPath | None = Field(
-        None, description="Path of the weights, a folder or a GGUF file; relative to this file. Not for external."
+    weights: Weights | None = Field(
+        None,
+        description="Path of the weights, a folder or a GGUF file, relative to this file; or hf: or modelscope: and"
+        " ORG/NAME[@REVISION][:FILE], downloaded before the first start. Not for external.",
     )
     url: Url | None = Field(
         None, description="Only external: address of the server's OpenAI API, such as http://127.0.0.1:9000/v1."
@@ -405,6 +429,10 @@ class ModelConfig(Section):
         _TIMING.start_stall_timeout_s,
         description="A start this long without a sign of life is ended, in seconds.",
     )
+    download_stall_timeout_s: Seconds = Field(
+        _TIMING.download_stall_timeout_s,
+        description="A download of its weights this long without a byte is ended, in seconds.",
+    )
     stop_grace_s: Seconds | None = Field(
         _TIMING.stop_grace_s, description="From TERM to KILL, in seconds; default the engine's own figure."
     )
@@ -445,14 +473,29 @@ class ModelConfig(Section):
                 for objection in clashes(adapter.options, options, args):
                     yield Refusal(objection.path, objection.message, objection.remedy)
 
-    def settings(self, name: str, adapters: tuple[LoraAdapter, ...] = ()) -> BackendSettings:
-        """This model, publicly named *name*, with its *adapters*, as the backends package reads it."""
+    def objections(self) -> Iterator[Refusal]:
+        """Refuses weights from where the engine cannot have them."""
+        if self.engine is None or self.weights is None:
+            return
+        known = ADAPTERS[self.engine].sources
+        if known and kind_of(self.weights) not in known:
+            shown = [form for kind, form in _SOURCE_FORMS.items() if kind in known]
+            message = f"{self.engine} cannot load what {kind_of(self.weights)}: names"
+            yield Refusal(("weights",), message, f"it takes {' or '.join(shown)}")
+
+    def settings(self, name: str, models_dir: Path, adapters: tuple[LoraAdapter, ...] = ()) -> BackendSettings:
+        """This model, publicly named *name*, with its *adapters*, as the backends package reads it.
+
+        What it has on a hub lies below *models_dir*, downloaded or not.
+        """
         assert self.engine is not None, "an adapter has no backend of its own"
+        source = None if isinstance(self.weights, Path) else self.weights
         return BackendSettings(
             name=name,
             engine=self.engine,
             adapters=adapters,
-            weights=self.weights,
+            weights=_place(self.weights, models_dir),
+            source=source,
             url=self.url or "",
             api_key=self.api_key.get_secret_value() if self.api_key else "",
             served_name=self.served_name or name,
@@ -471,6 +514,7 @@ class ModelConfig(Section):
         return Timing(
             start_stall_timeout_s=self.start_stall_timeout_s,
             start_timeout_s=self.start_timeout_s,
+            download_stall_timeout_s=self.download_stall_timeout_s,
             stop_grace_s=self.stop_grace_s,
             drain_timeout_s=self.drain_timeout_s,
             backoff_base_s=self.backoff.base_s,
@@ -484,6 +528,15 @@ class ModelConfig(Section):
         )
 
 
+def _place(weights: Path | RemoteSource | None, models_dir: Path) -> Path | None:
+    if isinstance(weights, HubSource):
+        return weights.weights(models_dir)
+    return weights if isinstance(weights, Path) else None
+
+
+_SOURCE_FORMS: Mapping[SourceKind, str] = {
+    "path": "a path", "hf": "hf:ORG/NAME", "modelscope": "modelscope:ORG/NAME", "ollama": "ollama:NAME",
+}  # fmt: skip
 _URL_REMEDY = "add url: http://127.0.0.1:9000/v1 (with its own host and port)"
 
 
@@ -554,7 +607,9 @@ class Config(Section):
     def backend_settings(self) -> tuple[BackendSettings, ...]:
         """Every backend as its package reads it, in the order of the file."""
         return tuple(
-            model.settings(name, self._adapters_of(name)) for name, model in self.models.items() if model.base is None
+            model.settings(name, self.gateway.models_dir, self._adapters_of(name))
+            for name, model in self.models.items()
+            if model.base is None
         )
 
     def _adapters_of(self, base: str) -> tuple[LoraAdapter, ...]:

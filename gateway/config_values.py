@@ -33,6 +33,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from backends.settings import ArgValue
+from backends.sources import RemoteSource, SourceRefused, parse_source
 
 RESERVED_ENV = ("UNIGATE_BACKEND_ID", "SPT_NOENV")
 """Variables the gateway sets on every engine process: they are how orphans are found after a crash."""
@@ -214,6 +215,17 @@ def read_path(value: object, info: ValidationInfo) -> Path:
     return origin_of(info).absolute(value)
 
 
+def _read_weights(value: object, info: ValidationInfo) -> Path | RemoteSource:
+    if isinstance(value, str):
+        try:
+            source = parse_source(value)
+        except SourceRefused as exc:
+            raise _refuse(str(exc), exc.remedy) from exc
+        if source is not None:
+            return source
+    return read_path(value, info)
+
+
 def _read_command(value: object, info: ValidationInfo) -> object:
     words = value
     if isinstance(value, str):
@@ -360,6 +372,9 @@ Word = Annotated[str, AfterValidator(_check_word), Field(json_schema_extra={"min
 Name = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"minLength": 1, "maxLength": 200})]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_secret), Field(json_schema_extra={"minLength": 1})]
 AnyPath = Annotated[Path, PlainValidator(read_path), WithJsonSchema({"type": "string", "minLength": 1})]
+Weights = Annotated[
+    Path | RemoteSource, PlainValidator(_read_weights), WithJsonSchema({"type": "string", "minLength": 1})
+]
 Host = Annotated[str, AfterValidator(_check_host)]
 Url = Annotated[str, AfterValidator(_check_url), Field(json_schema_extra={"pattern": "^(https?://|.*\\$\\{)"})]
 

@@ -159,7 +159,7 @@ class LlamaCpp:
         return gguf_adapter_problem(adapter)
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
-        """Flags that are the gateway's to set, adapters that its command line cannot name, and a source of many files."""
+        """Flags that are the gateway's to set, adapters that its command line cannot name, a source of many files."""
         return (
             *owned_objections(backend.args, OWNED),
             *_adapter_objections(backend),

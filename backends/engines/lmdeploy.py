@@ -226,7 +226,7 @@ class LmDeploy:
         return peft_problem(adapter)
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
-        """Flags that are the gateway's to set, adapters that cannot be served as they are, embeddings, a single file."""
+        """Flags that are the gateway's to set, adapters that cannot be served as is, embeddings, a single file."""
         return [
             *owned_objections(backend.args, OWNED),
             *_adapter_objections(backend),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import socket
@@ -11,8 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from backends.completion import write_completion
+from backends.repository import RemoteFile
 from backends.settings import EngineSettings
-from gateway.checking import address_finding, command_of, engine_version, settled, static_findings, used_engines
+from backends.sources import HubSource
+from gateway.checking import (
+    Finding,
+    address_finding,
+    command_of,
+    engine_version,
+    settled,
+    static_findings,
+    used_engines,
+)
 from gateway.config import Config
 
 
@@ -126,3 +138,54 @@ def test_adapters(tmp_path: Path, base_model: str, is_doubtful: bool) -> None:
     assert ("was trained on org/other" in found["sql"].message) is is_doubtful
     assert not found["law"].is_good
     assert found["law"].loc == ("models", "law", "adapter")
+
+
+def on_hub(folder: Path, **gateway: object) -> Config:
+    """A model on a hub, downloaded below *folder* or not."""
+    return Config.model_validate(
+        {
+            "gateway": {"state_dir": str(folder / "state"), "models_dir": str(folder / "models"), **gateway},
+            "engines": {"vllm": {"command": [sys.executable, "-m", "vllm"]}},
+            "models": {"m": {"engine": "vllm", "weights": "hf:org/m"}},
+        }
+    )
+
+
+def finding_of(config: Config) -> Finding:
+    """What is found of the model's weights."""
+    (finding,) = [one for one in static_findings(config, os.environ) if one.loc == ("models", "m", "weights")]
+    return finding
+
+
+def test_a_model_that_will_be_downloaded(tmp_path: Path) -> None:
+    """Weights on a hub that are not here yet are no problem: what will happen is told, and where."""
+    finding = finding_of(on_hub(tmp_path))
+    assert finding.is_good
+    assert f"hf:org/m will be downloaded into {tmp_path}/models/hf/org/m (" in finding.message
+    assert "unigate pull" in finding.message
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_model_that_was_downloaded(tmp_path: Path) -> None:
+    """A complete source is told with its size; one that the engine cannot load is a problem."""
+    folder = tmp_path / "models" / "hf" / "org" / "m"
+    (folder / ".unigate").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(2000))
+    files = [RemoteFile("config.json", 2), RemoteFile("model.safetensors", 2000)]
+    write_completion(HubSource("hf", "org/m"), tmp_path / "models", "c0ffee", files)
+    finding = finding_of(on_hub(tmp_path))
+    assert (finding.is_good, finding.message) == (True, f"hf:org/m is complete: 2.0 kB in {folder}")
+    (folder / "config.json").write_text("{x")
+    assert not finding_of(on_hub(tmp_path)).is_good
+
+
+def test_a_model_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is a file, and a library that is missing, are problems with their remedies."""
+    (tmp_path / "file").touch()
+    finding = finding_of(on_hub(tmp_path, models_dir=str(tmp_path / "file" / "models")))
+    assert (finding.is_good, finding.remedy) == (False, "write another gateway.models_dir")
+    assert f"{tmp_path}/file is not a folder" in finding.message
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    finding = finding_of(on_hub(tmp_path))
+    assert (finding.is_good, finding.remedy) == (False, "run: pip install 'unigate[sources]'")

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, LoraAdapter, Timing
+from backends.sources import HubSource
 from gateway.config import ENGINES, Config
 from gateway.config_values import Loc, Origin, is_loopback, place
 
@@ -73,6 +74,7 @@ def test_every_key_of_a_model_reaches_its_backend() -> None:
         probe_timeout_s=1,
         start_timeout_s=2,
         start_stall_timeout_s=3,
+        download_stall_timeout_s=3.5,
         stop_grace_s=4,
         drain_timeout_s=5,
         backoff={"base_s": 6, "max_s": 7, "reset_s": 8, "max_failed_starts": 9},
@@ -80,6 +82,7 @@ def test_every_key_of_a_model_reaches_its_backend() -> None:
     )
     timing = Timing(
         start_stall_timeout_s=3,
+        download_stall_timeout_s=3.5,
         start_timeout_s=2,
         stop_grace_s=4,
         drain_timeout_s=5,
@@ -444,10 +447,49 @@ def test_url_holds_no_password() -> None:
     assert "s3cret" not in message
 
 
-@pytest.mark.parametrize("path", ["", "modelscope:Qwen/Qwen2.5", "https://h/x.gguf", "a\nb", 5])
+@pytest.mark.parametrize("path", ["", "modelscope:Qwen", "ms:Qwen/Qwen2.5", "https://h/x.gguf", "a\nb", 5])
 def test_bad_paths(path: object) -> None:
-    """Weights are a path on this machine: not an address, not a number, not empty."""
+    """Weights are a path on this machine or a model on a hub: not an address, not a number, not empty."""
     assert list(model_complaints(weights=path)) == [("weights",)]
+
+
+def test_weights_on_a_hub() -> None:
+    """A source on a hub is kept, and its weights are where it will lie below models_dir, one file or a folder."""
+    models = {"whole": "hf:Qwen/Qwen3@v1", "file": "modelscope:Qwen/Qwen3-GGUF:q4.gguf", "path": "./hf:Qwen/Qwen3"}
+    config = read(
+        {
+            "gateway": {"models_dir": "/data/models"},
+            "models": {name: {"engine": "vllm", "weights": word} for name, word in models.items()},
+        }
+    )
+    found = {backend.name: (backend.source, backend.weights) for backend in config.backend_settings()}
+    assert found == {
+        "whole": (HubSource("hf", "Qwen/Qwen3", "v1"), Path("/data/models/hf/Qwen/Qwen3@v1")),
+        "file": (HubSource("modelscope", "Qwen/Qwen3-GGUF", "", "q4.gguf"),
+                 Path("/data/models/modelscope/Qwen/Qwen3-GGUF/q4.gguf")),
+        "path": (None, Path("/srv/unigate/hf:Qwen/Qwen3")),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"HOME": "/home/ada"}, "/home/ada/.local/share/unigate/models"),
+        ({"HOME": "/home/ada", "XDG_DATA_HOME": "/data"}, "/data/unigate/models"),
+    ],
+)
+def test_default_models_dir(environ: dict[str, str], expected: str) -> None:
+    """Models are downloaded into the data folder unless the configuration names another."""
+    assert with_gateway(Origin(Path("/srv"), environ)).gateway.models_dir == Path(expected)
+    assert with_gateway(models_dir="~/models").gateway.models_dir == Path("/home/ada/models")
+
+
+def test_weights_that_the_engine_cannot_have() -> None:
+    """A source that its engine does not take is refused with those it does; the value is not repeated."""
+    (loc, message) = next(iter(model_complaints(weights="ollama:s3cret").items()))
+    assert loc == ("weights",)
+    assert "vllm cannot load what ollama: names" in message
+    assert "s3cret" not in message
 
 
 @pytest.mark.parametrize("name", ["", " q", "q ", "a\tb", "a\x7fb", "q" * 201])
