@@ -28,12 +28,13 @@ from backends.records import StateFolderInUse, state_folder_lock
 from backends.resolving import Environments
 from gateway import __version__, app, checking, console, doctor
 from gateway.admin_client import AdminClient, AdminError, find_gateway
-from gateway.config import Config, default_engine_dir
+from gateway.config import Config, default_engine_dir, default_models_dir
 from gateway.config_file import ConfigError, ConfigFile, load_config_file, schema_text
 from gateway.config_values import Origin, suggest
 from gateway.engine_install import InstallFailed, install, read_release
 from gateway.engine_list import list_engines
 from gateway.log_files import open_logs
+from gateway.pull import PullFailed, pull, read_sources, sources_of
 from gateway.quickstart import QuickstartError, quickstart
 from gateway.starter_model import default_cache_dir
 
@@ -284,12 +285,13 @@ def doctor_command(config: GatewayConfigOption = None, as_json: JsonOption = Fal
 def _places(config: Path | None) -> doctor.Places:
     cache = default_cache_dir(os.environ).parent
     if config is None:
-        folders = {"cache": cache, "home": Path.home()}
+        folders = {"cache": cache, "home": Path.home(), "models": _models_dir(None)}
         return doctor.Places("127.0.0.1", 8080, folders, engine_dir=_engine_dir(None))
     loaded = _load(config).config
     settings = loaded.gateway
     folders = {
         "cache": cache, "state": settings.state_dir, "logs": settings.log_dir, "engines": settings.engine_dir,
+        "models": settings.models_dir,
     }  # fmt: skip
     engines = {engine: section.settings() for engine, section in loaded.engines.items()}
     return doctor.Places(settings.host, settings.port, folders, engines, settings.engine_dir)
@@ -302,6 +304,36 @@ def quickstart_command() -> None:
         quickstart(DEFAULT_CONFIG, os.environ)
     except QuickstartError as problem:
         _fail(str(problem))
+
+
+@cli.command(name="pull", short_help="Download models now.")
+def pull_command(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCE", help="hf:ORG/NAME[@REVISION][:FILE], or the same with modelscope:"),
+    ] = None,
+    config: EngineConfigOption = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", help="Folder for models, instead of the configuration's models_dir."),
+    ] = None,
+) -> None:
+    """Download models from Hugging Face or ModelScope; without SOURCE, all that the configuration names.
+
+    What is there already is not fetched again, and what was interrupted is gone on with.
+    """
+    loaded = None if sources and to else _optional_config(config)
+    try:
+        wanted = read_sources(sources) if sources else sources_of(loaded)
+    except PullFailed as problem:
+        _fail(str(problem), UNUSABLE)
+    try:
+        pull(wanted, to.absolute() if to else _models_dir(loaded), console.stderr(), sys.stdout.write)
+    except PullFailed as problem:
+        _fail(str(problem))
+    except KeyboardInterrupt:
+        console.stderr().print("\ninterrupted; run the same command again to go on")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @engine_cli.command(name="list", short_help="List the engines found here.")
@@ -371,6 +403,10 @@ def _optional_config(config: Path | None) -> Config | None:
     if config is None and DEFAULT_CONFIG.is_file():
         config = DEFAULT_CONFIG
     return _load(config).config if config is not None else None
+
+
+def _models_dir(config: Config | None) -> Path:
+    return config.gateway.models_dir if config else default_models_dir(Origin(Path.cwd(), os.environ))
 
 
 def _engine_dir(config: Config | None) -> Path:
