@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from backends.completion import Verified, content_digest, read_completion, write_completion
 from backends.diagnosis import Diagnosis
@@ -91,8 +91,10 @@ class Progress:
 
 def _work() -> int:
     """MiB that this process has read and written so far (proc(5)): it grows while a file is verified or assembled."""
-    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return (int(fields["rchar"]) + int(fields["wchar"])) // MIB
+    with contextlib.suppress(OSError):
+        fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return (int(fields["rchar"]) + int(fields["wchar"])) // MIB
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,13 @@ class Download:
             raise DownloadFailed(Diagnosis("source_not_found", f"{problem}.", advice, permanent=True)) from problem
         self._hub.forget_leftovers(self._folder)
         missing = [file for file in files if not self._is_there(file, files)]
-        self._check_room(missing)
-        self._fetch(repository, files, missing)
+        total = sum(file.size for file in files)
+        there = total - sum(file.size for file in missing)
+        with _room(self._models_dir):
+            self._check_room(missing)
+            # What the next one that asks for room reckons with.
+            self._progress.show("downloading", there + sum(map(self._partial_bytes, missing)), total)
+        self._fetch(repository, missing, there, total)
         self._progress.show("finishing")
         for file in files:
             _flush(self._folder / file.path)
@@ -160,26 +167,22 @@ class Download:
     def _check_room(self, missing: Sequence[RemoteFile]) -> None:
         needed = sum(file.size - self._partial_bytes(file) for file in missing)
         free = shutil.disk_usage(self._folder).free
-        if needed > free - self._keep_free:
-            raise DownloadFailed(
-                Diagnosis(
-                    "disk_full",
-                    f"{self._source} needs {size_text(needed)} more, and the disk of {self._folder} has"
-                    f" {size_text(free)} free, of which {size_text(self._keep_free)} are not to be used. Nothing was"
-                    " downloaded.",
-                    disk_advice(self._folder),
-                    permanent=True,
-                )
+        promised = _promised_bytes(self._models_dir, besides=self._folder)
+        if needed > free - promised - self._keep_free:
+            others = f", {size_text(promised)} of it for other downloads that are under way" if promised else ""
+            reason = (
+                f"{self._source} needs {size_text(needed)} more, and the disk of {self._folder} has"
+                f" {size_text(free)} free{others}; {size_text(self._keep_free)} are left alone. Nothing was downloaded."
             )
+            raise DownloadFailed(Diagnosis("disk_full", reason, disk_advice(self._folder), permanent=True))
 
-    def _fetch(self, repository: Repository, files: Sequence[RemoteFile], missing: Sequence[RemoteFile]) -> None:
-        total = sum(file.size for file in files)
-        there = total - sum(file.size for file in missing)
+    def _fetch(self, repository: Repository, missing: Sequence[RemoteFile], there: int, total: int) -> None:
+        """All of *missing*, of a model of *total* bytes of which *there* were whole before."""
         left = set(missing)
 
         def show() -> None:
             fetched = sum(file.size for file in missing if file not in left)
-            self._progress.show("downloading", there + fetched + sum(map(self._partial_bytes, tuple(left))), total)
+            self._progress.show("downloading", there + fetched + sum(map(self._arrived_bytes, tuple(left))), total)
 
         def fetch(file: RemoteFile) -> None:
             self._patiently(
@@ -221,6 +224,13 @@ class Download:
     def _partial_bytes(self, file: RemoteFile) -> int:
         return min(file.size, self._hub.partial_bytes(file, self._folder))
 
+    def _arrived_bytes(self, file: RemoteFile) -> int:
+        """For showing: a file that has just been put into its place counts whole."""
+        with contextlib.suppress(OSError):
+            if (self._folder / file.path).stat().st_size == file.size:
+                return file.size
+        return self._partial_bytes(file)
+
 
 @contextlib.contextmanager
 def _beating(show: Callable[[], None]) -> Iterator[None]:
@@ -255,7 +265,8 @@ def hold_folder(folder: Path, tell: Tell) -> Tell:
     While another process holds it, that one's progress is told as ours, in the phase ``waiting``.
     """
     (folder / RECORDS).mkdir(parents=True, exist_ok=True)
-    lock = (folder / RECORDS / "lock").open("a+b", buffering=0)
+    # A bare descriptor: nothing but the end of the process closes it.
+    lock = os.open(folder / RECORDS / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     for turn in itertools.count():
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,22 +275,52 @@ def hold_folder(folder: Path, tell: Tell) -> Tell:
             if turn:
                 time.sleep(TELL_EVERY_S)
             tell({"event": "progress", "done": 0, "total": 0, "rate": 0, **_told_in(lock), "phase": "waiting"})
+        except OSError as problem:
+            # Some network disks know no locks. Two at once then cost traffic, not correctness: content is verified.
+            sys.stderr.write(f"{folder}: cannot be locked ({problem.strerror}); going on without\n")
+            break
 
     def tell_all(event: dict[str, Any]) -> None:
-        lock.truncate(0)
-        lock.write(json.dumps(event).encode())
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(event).encode(), 0)
         tell(event)
 
     return tell_all
 
 
-def _told_in(lock: IO[bytes]) -> dict[str, Any]:
-    """What the holder of *lock* told last; nothing when it is writing just now."""
-    lock.seek(0)
+def _told_in(lock: int) -> dict[str, Any]:
+    """What the holder of *lock*, a descriptor, told last; nothing when it is writing just now."""
     with contextlib.suppress(ValueError):
-        told = json.loads(lock.read() or b"{}")
+        told = json.loads(os.pread(lock, 4096, 0) or b"{}")
         return told if isinstance(told, dict) and told.get("event") == "progress" else {}
     return {}
+
+
+@contextlib.contextmanager
+def _room(models_dir: Path) -> Iterator[None]:
+    """One at a time looks at the free space of *models_dir* and says what it will take of it."""
+    with (models_dir / ".unigate.lock").open("ab") as lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _promised_bytes(models_dir: Path, besides: Path) -> int:
+    """What other downloads below *models_dir*, under way just now, have yet to write."""
+    promised = 0
+    for path in models_dir.glob(f"*/*/*/{RECORDS}/lock"):
+        if path.parent.parent == besides:
+            continue
+        with path.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                told = _told_in(lock.fileno())
+                if told.get("phase") == "downloading":
+                    promised += max(0, int(told["total"]) - int(told["done"]))
+            except OSError:
+                continue
+    return promised
 
 
 # -- the process ------------------------------------------------------------------------------------------------------

@@ -64,10 +64,15 @@ def base_doubt(adapter: Path, weights: Path) -> str | None:
     except (OSError, ValueError):
         return None
     name = Path(trained_on).name.casefold() if isinstance(trained_on, str) else ""
-    # Also where a cache names only a folder above: models--Qwen--Qwen2.5-1.5B/snapshots/8faed761.
-    if not name or any(part.casefold().rpartition("--")[2] == name for part in weights.parts):
+    # Also where a cache names only a folder above, models--Qwen--Qwen2.5-1.5B/snapshots/8faed761, or with a revision.
+    if not name or any(_model_name(part) == name for part in weights.parts):
         return None
     return f"{adapter}: was trained on {trained_on}; see that {weights} is that model"
+
+
+def _model_name(part: str) -> str:
+    """The name of a model that a folder may be called after: without organisation and revision, without case."""
+    return part.casefold().rpartition("--")[2].partition("@")[0]
 
 
 def _read(adapter: Path) -> Mapping[str, Any]:

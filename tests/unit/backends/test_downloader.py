@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from backends.completion import Verified, read_completion, write_completion
-from backends.download import Progress, client_of
+from backends.download import Download, Order, Progress, client_of, hold_folder
 from backends.downloader import DownloadProgress, LocalDownloader, download_environment, redacted
 from backends.hub import DownloadFailed, disk_failed
-from backends.repository import RECORDS, RemoteFile
+from backends.repository import RECORDS, RemoteFile, Repository
 from backends.sizes import size_text
 from backends.sources import HubSource
 
@@ -142,6 +146,71 @@ def test_what_was_verified(tmp_path: Path) -> None:
     assert not verified.holds(RemoteFile("x", 3, sha256="cd"))
     path.write_bytes(b"abd")
     assert not verified.holds(file)
+
+
+class FakeHub:
+    """A hub with one file, which says that it was fetched."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.fetched: list[str] = []
+
+    def repository(self, source: HubSource) -> Repository:
+        return Repository("c0ffee", (RemoteFile("model.safetensors", self.size),))
+
+    def fetch(self, source: HubSource, repository: Repository, file: RemoteFile, folder: Path) -> None:
+        self.fetched.append(file.path)
+        (folder / file.path).write_bytes(bytes(file.size))
+
+    def partial_bytes(self, file: RemoteFile, folder: Path) -> int:
+        return 0
+
+    def forget_leftovers(self, folder: Path) -> None:
+        """There are none."""
+
+
+def room_for(models_dir: Path, hub: FakeHub) -> None:
+    """A whole download from *hub*, of SOURCE, that leaves 100 bytes alone."""
+    (SOURCE.folder(models_dir) / RECORDS).mkdir(parents=True, exist_ok=True)
+    Download(Order(SOURCE, models_dir, 100, ()), hub, Progress(lambda event: None)).run()
+
+
+def test_room_is_what_others_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other downloads have yet to write is not free; what has ended, or was interrupted, takes no room."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    path = tmp_path / "modelscope" / "org" / "other" / RECORDS / "lock"
+    path.parent.mkdir(parents=True)
+    told = {"event": "progress", "phase": "downloading", "done": 50, "total": 450}
+    path.write_text(json.dumps(told))
+    hub = FakeHub(700)
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DownloadFailed) as failed:
+            room_for(tmp_path, hub)
+    assert failed.value.diagnosis.reason == (
+        f"hf:a/b needs 700 B more, and the disk of {tmp_path}/hf/a/b has 1.0 kB free, 400 B of it for other downloads"
+        " that are under way; 100 B are left alone. Nothing was downloaded."
+    )
+    assert hub.fetched == []
+    room_for(tmp_path, hub)
+    assert hub.fetched == ["model.safetensors"]
+
+
+def test_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network disk that knows no locks is downloaded to all the same, with a word about it."""
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    hub = FakeHub(7)
+    hold_folder(SOURCE.folder(tmp_path), lambda event: None)
+    room_for(tmp_path, hub)
+    assert hub.fetched == ["model.safetensors"]
+    assert "cannot be locked (No locks available); going on without" in capsys.readouterr().err
 
 
 def test_progress_is_told_when_it_changes() -> None:

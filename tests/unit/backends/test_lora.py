@@ -102,6 +102,7 @@ def test_no_rank_without_a_file(tmp_path: Path) -> None:
         ("Qwen/Qwen2.5-1.5B", "/models/qwen2.5-1.5b", False),
         ("/root/llm/Qwen2.5-1.5B/", "/models/Qwen2.5-1.5B", False),
         ("Qwen/Qwen2.5-1.5B", "/cache/models--Qwen--Qwen2.5-1.5B/snapshots/8faed761", False),
+        ("Qwen/Qwen2.5-1.5B", "/models/hf/Qwen/Qwen2.5-1.5B@main", False),
         ("Qwen/Qwen2.5-7B", "/models/Qwen2.5-1.5B", True),
         ("", "/models/m", False),
         (None, "/models/m", False),
