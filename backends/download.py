@@ -143,7 +143,7 @@ class Download:
             # What the next one that asks for room reckons with.
             self._progress.show("downloading", there + sum(map(self._partial_bytes, missing)), total)
         self._fetch(repository, missing, there, total)
-        self._progress.show("finishing")
+        self._progress.show("finishing", total, total)
         for file in files:
             _flush(self._folder / file.path)
         write_completion(self._source, self._models_dir, repository.commit, files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,8 @@ NETWORK_FAILED = "network_failed"
 
 LIBRARIES = {"hf": "huggingface_hub", "modelscope": "modelscope_hub"}
 """The official library that reads each hub."""
-SOURCES_EXTRA = "pip install 'unigate[sources]'"
+SOURCES_EXTRA = f"{sys.executable} -m pip install 'unigate[sources]'"
+"""The command that installs both libraries beside the gateway."""
 
 TOKENS = {"hf": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
 """The variable each hub's library takes its key from."""

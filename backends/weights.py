@@ -40,7 +40,7 @@ def gguf_source_objections(source: RemoteSource | None) -> Iterable[Objection]:
     """An Objection to a *source* on a hub that is not one GGUF file."""
     if isinstance(source, HubSource) and not source.file.endswith(".gguf"):
         remedy = "name the file, such as hf:ORG/NAME:model-q4_k_m.gguf"
-        yield Objection(("weights",), f"{source} is not one GGUF file, which this engine takes", remedy)
+        yield Objection(("weights",), "names no GGUF file, and this engine takes one", remedy)
 
 
 def folder_source_objections(source: RemoteSource | None, *, takes_gguf: bool) -> Iterable[Objection]:
@@ -48,7 +48,7 @@ def folder_source_objections(source: RemoteSource | None, *, takes_gguf: bool) -
     if isinstance(source, HubSource) and source.file and not (takes_gguf and source.file.endswith(".gguf")):
         whole = HubSource(source.hub, source.repo, source.revision)
         kind = "a model folder or a GGUF file" if takes_gguf else "a model folder"
-        yield Objection(("weights",), f"{source} is one file, and this engine takes {kind}", f"write {whole}")
+        yield Objection(("weights",), f"names one file, and this engine takes {kind}", f"write {whole}")
 
 
 def hf_folder_problem(weights: Path) -> str | None:

@@ -105,13 +105,16 @@ def _engines(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
 def _models(config: Config) -> Iterator[Finding]:
     for backend in config.backend_settings():
         adapter = ADAPTERS[backend.engine]
-        if isinstance(backend.source, HubSource) and backend.weights is not None:
-            yield _source(backend, backend.source, config.gateway.models_dir, adapter)
+        objections = adapter.objections(backend)
+        if isinstance(backend.source, HubSource):
+            # What is wrong with it as it is written, is told below.
+            if not any(objection.path == ("weights",) for objection in objections):
+                yield _source(backend, backend.source, config.gateway.models_dir, adapter)
         elif backend.weights is not None:
             yield _weights(backend, backend.weights, adapter)
         if backend.template_file is not None:
             yield _template(backend, backend.template_file)
-        for objection in adapter.objections(backend):
+        for objection in objections:
             name = objection.model or backend.name
             message = " ".join(part for part in (".".join(objection.path), objection.message) if part)
             yield Finding(("models", name, *objection.path), name, False, message, objection.remedy)

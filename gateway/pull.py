@@ -111,7 +111,7 @@ def _shown(source: HubSource, screen: Console) -> Iterator[Show]:
         task = bars.add_task(str(source), total=None, doing="")
 
         def show(progress: DownloadProgress) -> None:
-            doing = "" if progress.phase == "downloading" else str(progress)
+            doing = "" if progress.phase == "downloading" else progress.phase
             bars.update(task, completed=progress.done, total=progress.total or None, doing=doing)
 
         yield show

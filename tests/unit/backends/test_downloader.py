@@ -7,6 +7,7 @@ import fcntl
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         client_of(SOURCE)
     assert failed.value.diagnosis.code == "sources_not_installed"
     assert failed.value.diagnosis.permanent
-    assert failed.value.diagnosis.advice == "Run: pip install 'unigate[sources]'"
+    assert failed.value.diagnosis.advice == f"Run: {sys.executable} -m pip install 'unigate[sources]'"
 
 
 def test_a_full_disk_is_told_apart() -> None:

@@ -188,4 +188,4 @@ def test_a_model_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.M
     assert f"{tmp_path}/file is not a folder" in finding.message
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     finding = finding_of(on_hub(tmp_path))
-    assert (finding.is_good, finding.remedy) == (False, "run: pip install 'unigate[sources]'")
+    assert (finding.is_good, finding.remedy) == (False, f"run: {sys.executable} -m pip install 'unigate[sources]'")
