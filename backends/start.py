@@ -193,6 +193,7 @@ class Start:
     async def _bring_weights(self, source: HubSource) -> Diagnosis | None:
         """Why *source* is not there to be loaded; None when it is, or when a stop was asked for meanwhile."""
         assert self._backend.weights is not None
+        self.phase = "looking for the weights"
         said = ""
 
         def show(progress: DownloadProgress) -> None:

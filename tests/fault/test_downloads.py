@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ def until_half(gateway: Any) -> str:
 
     def phase() -> str:
         shown: str = gateway.backend("m")["phase"]
-        return shown if "50%" in shown or "49%" in shown or "47%" in shown or "46%" in shown else ""
+        percent = re.search(r"downloading (\d+)%", shown)
+        return shown if percent and int(percent[1]) >= 100 * (HELD - MIB) // SIZE else ""
 
     return until(phase, 30, "half of the model is downloaded")
 
