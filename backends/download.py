@@ -144,8 +144,9 @@ class Download:
             self._progress.show("downloading", there + sum(map(self._partial_bytes, missing)), total)
         self._fetch(repository, missing, there, total)
         self._progress.show("finishing", total, total)
-        for file in files:
-            _flush(self._folder / file.path)
+        with _beating(lambda: self._progress.show("finishing", total, total)):
+            for file in files:
+                _flush(self._folder / file.path)
         write_completion(self._source, self._models_dir, repository.commit, files)
         # Also those of an earlier commit, which nothing asks for any more.
         shutil.rmtree(self._folder / RECORDS / "parts", ignore_errors=True)
@@ -276,7 +277,7 @@ def hold_folder(folder: Path, tell: Tell) -> Tell:
                 time.sleep(TELL_EVERY_S)
             tell({"event": "progress", "done": 0, "total": 0, "rate": 0, **_told_in(lock), "phase": "waiting"})
         except OSError as problem:
-            # Some network disks know no locks. Two at once then cost traffic, not correctness: content is verified.
+            # Some network disks know no locks. Two at once may then spoil each other's parts, which verifying tells.
             sys.stderr.write(f"{folder}: cannot be locked ({problem.strerror}); going on without\n")
             break
 

@@ -23,6 +23,8 @@ KEEP_FREE_BYTES = 1_000_000_000
 """Left free on the disk: logs, compile caches and the system's own needs come on top of the weights."""
 RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 """Between the tries of a step that brings no byte; after the last the start has failed, and the back-off takes over."""
+UNCLOCKED = ("waiting", "finishing")
+"""Phases that do not stall: whoever holds the folder has a clock of its own, and a disk takes its time to write."""
 EVIDENCE_LINES = 8
 READ_BYTES = 64 * 1024
 
@@ -172,8 +174,7 @@ class _Watch:
             async for line in self._child.stdout:
                 event = json.loads(line)
                 signs = (event.get("phase"), event.get("done"), event.get("work"))
-                # Whoever holds the folder has a clock of its own, and a parent that looks at it.
-                if signs != seen or event.get("phase") == "waiting":
+                if signs != seen or event.get("phase") in UNCLOCKED:
                     seen = signs
                     clock.reschedule(loop.time() + stall_timeout_s)
                 self._take(event)

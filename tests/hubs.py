@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -55,6 +56,8 @@ class Hub:
     cuts: int = 0
     hold_after: int = 0
     """Every answer waits after so many bytes of a file until `released`."""
+    tells_sizes: bool = True
+    """Whether Hugging Face's first listing knows sizes; else only its tree does, as with some mirrors."""
     corrupts: int = 0
     """So many of the next answers carry other bytes than they should."""
     held: threading.Event = field(default_factory=threading.Event)
@@ -130,6 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
     # Hugging Face
 
     def _hf_listing(self, rest: str) -> None:
+        if "/tree/" in rest:
+            self._hf_tree(rest.partition("/tree/")[0])
+            return
         repo, _, revision = rest.partition("/revision/")
         if self._refused(self.hub.listing_status, repo):
             return
@@ -143,8 +149,18 @@ class _Handler(BaseHTTPRequestHandler):
             if len(content) >= LARGE_BYTES:
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
-            siblings.append(entry)
+            siblings.append(entry if self.hub.tells_sizes else {"rfilename": name})
         self._json(200, {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings})
+
+    def _hf_tree(self, repo: str) -> None:
+        entries: list[dict[str, Any]] = [{"type": "directory", "path": "q", "oid": "0" * 40, "size": 0}]
+        for name, content in self.hub.models[repo].items():
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": blob}
+            if len(content) >= LARGE_BYTES:
+                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+            entries.append(entry)
+        self._json(200, entries)
 
     def _hf_file(self, path: str) -> None:
         repo, _, rest = path.removeprefix("/").partition("/resolve/")

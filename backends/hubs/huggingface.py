@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import BlobLfsInfo, RepoFile
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
 
 from backends.completion import content_digest
@@ -47,21 +48,19 @@ class HuggingFace:
         self._api = HfApi()
 
     def repository(self, source: HubSource) -> Repository:
-        """One request: the commit, and every file with its size and digests."""
+        """The commit, and every file with its size and digests: one request, with some mirrors a few."""
         with _translated(source):
             found = self._api.model_info(
                 source.repo, revision=source.revision or None, files_metadata=True, timeout=LISTING_TIMEOUT_S
             )
-        files = (
-            RemoteFile(
-                sibling.rfilename,
-                sibling.size or 0,
-                sha256=sibling.lfs.sha256 if sibling.lfs is not None else "",
-                git_oid=(sibling.blob_id or "") if sibling.lfs is None else "",
-            )
-            for sibling in found.siblings or ()
-        )
-        return Repository(found.sha or source.revision, tuple(files))
+            commit = found.sha or source.revision
+            siblings = found.siblings or []
+            if any(sibling.size is None for sibling in siblings):
+                # a mirror that does not know files_metadata; this is one request for each thousand files
+                tree = self._api.list_repo_tree(source.repo, revision=commit or None, recursive=True)
+                entries = [entry for entry in tree if isinstance(entry, RepoFile)]
+                return Repository(commit, tuple(_file(e.path, e.size, e.blob_id, e.lfs) for e in entries))
+        return Repository(commit, tuple(_file(s.rfilename, s.size or 0, s.blob_id, s.lfs) for s in siblings))
 
     def fetch(self, source: HubSource, repository: Repository, file: RemoteFile, folder: Path) -> None:
         """By plain HTTP with ranges, which the Hub serves for its Xet files too, up to 50 GB (`http_get`).
@@ -117,6 +116,12 @@ class HuggingFace:
     def forget_leftovers(self, folder: Path) -> None:
         """Remove what the library itself cannot go on with."""
         shutil.rmtree(folder / ".cache" / "huggingface", ignore_errors=True)
+
+
+def _file(path: str, size: int, git_oid: str | None, lfs: BlobLfsInfo | None) -> RemoteFile:
+    if lfs is not None:
+        return RemoteFile(path, size, sha256=lfs.sha256)
+    return RemoteFile(path, size, git_oid=git_oid or "")
 
 
 def _part(file: RemoteFile, folder: Path) -> Path:

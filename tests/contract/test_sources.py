@@ -153,6 +153,17 @@ async def test_one_file_of_a_revision(hub: Hub, tmp_path: Path, scheme: str, rev
     assert any(REVISION in request for request in hub.requests) == bool(revision)
 
 
+async def test_a_mirror_that_tells_no_sizes(hub: Hub, tmp_path: Path) -> None:
+    """Where the listing lacks sizes the tree is asked, and everything is verified as ever."""
+    hub.tells_sizes = False
+    fetching = await fetched(tmp_path, "hf:org/m")
+    assert any("/tree/" in request for request in hub.requests)
+    assert (fetching.folder / "config.json").read_bytes() == model_files(SIZE)["config.json"]
+    whole = read_completion(fetching.source, tmp_path)
+    assert whole is not None
+    assert whole.size == sum(map(len, model_files(SIZE).values()))
+
+
 @both_hubs
 async def test_files_that_are_there_are_verified_not_fetched(hub: Hub, tmp_path: Path, scheme: str) -> None:
     """A file that somebody has put there is compared with the hub's digest: the right one stays, a wrong one goes."""
