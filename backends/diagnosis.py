@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from backends.pattern import Pattern, pattern
+from backends.shared_patterns import COMMON
+
+__all__ = [
+    "COMMON",
+    "EVIDENCE_LINES",
+    "Diagnosis",
+    "ExitStatus",
+    "Pattern",
+    "diagnose",
+    "evidence",
+    "first_match",
+    "pattern",
+]
 
 EVIDENCE_LINES = 8
+
+SHELL = 128
+"""A shell, or what wraps an engine in one, ends with this and the number of the signal that killed its child."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How an engine's main process ended: *code* when it exited, *signal* when it was killed, neither when unknown."""
+    """How an engine's main process ended: *code* when it exited, *signal* when it was killed, neither when unknown.
+
+    *oom_killed*: whether the kernel killed something for want of memory while it ran; None where that cannot be seen.
+    """
 
     code: int | None = None
     signal: int | None = None
+    oom_killed: bool | None = None
+
+    @property
+    def killed_by(self) -> int | None:
+        """The signal that ended it, also where a shell around it tells; None when it exited by itself."""
+        if self.signal is None and self.code is not None and self.code > SHELL:
+            return self.code - SHELL
+        return self.signal
 
     def __str__(self) -> str:
         if self.signal is not None:
@@ -39,59 +68,6 @@ class Diagnosis:
         return f"{self.reason} {self.advice}".strip()
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """One row of an adapter's table. *regex* is searched in each line, newest first.
-
-    *reason* may name groups of the match (``{flag}``). *source* says where the text was seen: URL or path, and version.
-    """
-
-    code: str
-    regex: re.Pattern[str]
-    reason: str
-    advice: str
-    source: str
-    permanent: bool = True
-
-
-def pattern(code: str, regex: str, reason: str, advice: str, *, source: str, permanent: bool = True) -> Pattern:
-    """A Pattern from a regular expression written as text, matched without regard to case."""
-    return Pattern(code, re.compile(regex, re.IGNORECASE), reason, advice, source, permanent)
-
-
-COMMON = (
-    pattern(
-        "port_in_use",
-        r"address already in use|\[errno 98\]",
-        "Another process took the engine's port while it was starting.",
-        "It is tried again on another port.",
-        source="errno 98, Linux; vLLM 0.32 and uvicorn 0.54 print it as it is",
-        permanent=False,
-    ),
-    pattern(
-        "disk_full",
-        r"no space left on device|\[errno 28\]",
-        "The disk is full.",
-        "Free space on the disk that holds the cache and the temporary folder, then load the model again.",
-        source="errno 28, Linux",
-    ),
-    pattern(
-        "module_missing",
-        r"ModuleNotFoundError: No module named '(?P<module>[^']+)'",
-        "The engine's Python environment has no module {module}.",
-        "Point engines.<name>.command at the environment the engine is installed in, or install the module there.",
-        source="CPython 3.11",
-    ),
-    pattern(
-        "library_missing",
-        r"(?P<library>lib\S+\.so\S*): cannot open shared object file",
-        "The engine needs the shared library {library}, which is not on this machine.",
-        "Install it, or put its folder into LD_LIBRARY_PATH under the model's env.",
-        source="glibc 2.36 ld.so",
-    ),
-)
-
-
 def first_match(patterns: Iterable[Pattern], tail: Sequence[str]) -> Diagnosis | None:
     """The Diagnosis of the first pattern, in table order, that some line of *tail* satisfies; None without one."""
     for row in patterns:
@@ -109,23 +85,71 @@ def evidence(tail: Sequence[str]) -> tuple[str, ...]:
 
 
 def diagnose(patterns: Iterable[Pattern], status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
-    """The engine's own patterns first, then those all engines share, then what the exit status alone can tell."""
-    known = first_match((*patterns, *COMMON), tail)
-    if known is not None:
-        return known
-    if status.signal == 9:
-        return Diagnosis(
-            "killed",
-            "The engine was killed by signal 9, as the kernel does when the machine is out of memory.",
-            "Look at `dmesg` for an out-of-memory kill; use a smaller model, context or cache.",
-            evidence=evidence(tail),
-        )
-    if status.code == 127:
-        return Diagnosis(
-            "command_not_found",
-            "The engine's command could not be run.",
-            "Correct engines.<name>.command in the configuration.",
-            permanent=True,
-            evidence=evidence(tail),
-        )
-    return Diagnosis("crashed", f"The engine ended: {status}.", "Its log holds the reason.", evidence=evidence(tail))
+    """The most telling of what is known: a kill for memory, a cause in the log, a symptom in it, the exit status.
+
+    In the log the engine's own *patterns* come first, then those all engines share. A log holds warnings that ended
+    nothing: what the kernel says of a killed process is believed before it.
+    """
+    rows = (*patterns, *COMMON)
+    is_killed = status.killed_by == signal.SIGKILL
+    found = None
+    if not (is_killed and status.oom_killed):
+        found = first_match((row for row in rows if not row.is_symptom), tail)
+    if found is None and status.oom_killed:
+        found = _OUT_OF_MEMORY
+    if found is None:
+        found = first_match((row for row in rows if row.is_symptom), tail) or _of_status(status)
+    return replace(found, evidence=evidence(tail))
+
+
+_OUT_OF_MEMORY = Diagnosis(
+    "host_out_of_memory",
+    "The kernel ended the engine because the machine, or its container, was out of memory.",
+    "Use a smaller model, context or cache, end what else uses memory, or give the machine or container more.",
+)
+
+
+def _of_status(status: ExitStatus) -> Diagnosis:
+    """What the exit status alone can tell."""
+    known = _BY_SIGNAL.get(status.killed_by) if status.killed_by is not None else _BY_CODE.get(status.code)
+    return known or Diagnosis("crashed", f"The engine ended: {status}.", "Its log holds the reason.")
+
+
+_BY_SIGNAL: Mapping[int | None, Diagnosis] = {
+    signal.SIGKILL: Diagnosis(
+        "killed",
+        "The engine was killed by signal 9, probably by the kernel because the machine was out of memory.",
+        "Look at `dmesg` for an out-of-memory kill; use a smaller model, context or cache.",
+    ),
+    signal.SIGILL: Diagnosis(
+        "illegal_instruction",
+        "The engine was built for another CPU: this one lacks an instruction that it used.",
+        "Install a build for this CPU; `lscpu` shows what it has, such as avx2 and avx512f.",
+        permanent=True,
+    ),
+    signal.SIGBUS: Diagnosis(
+        "bus_error",
+        "The engine could not reach memory that it had mapped (signal 7), as when /dev/shm or a disk is full.",
+        "Give a container more shared memory (--ipc=host or --shm-size=8g), and see that no disk is full.",
+    ),
+    signal.SIGSEGV: Diagnosis(
+        "segmentation_fault",
+        "The engine crashed with a memory fault (signal 11).",
+        "If it comes again, try another version of the engine or of the GPU driver; its log holds the last it did.",
+    ),
+}
+
+_BY_CODE: Mapping[int | None, Diagnosis] = {
+    126: Diagnosis(
+        "command_not_executable",
+        "The engine's command is there, but may not be run.",
+        "Make it executable, or correct engines.<name>.command in the configuration.",
+        permanent=True,
+    ),
+    127: Diagnosis(
+        "command_not_found",
+        "The engine's command could not be run.",
+        "Correct engines.<name>.command in the configuration.",
+        permanent=True,
+    ),
+}

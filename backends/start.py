@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from backends.downloader import NO_MODELS_DIR, Downloader, DownloadProgress
 from backends.kill_set import read_entry
 from backends.lifecycle import Event
 from backends.logs import BackendLog, file_name
+from backends.oom_kills import oom_kills
 from backends.places import Places
 from backends.ports import NoFreePort
 from backends.probing import ProbeFailed, Prober
@@ -221,6 +222,8 @@ class Start:
         self._log.note(f"run {self.generation}: {' '.join(spec.argv) or spec.address}")
         first_line = self._log.lines_written
         self._host.records.write(ProcessRecord(self._backend.name, marker))
+        # From the kernel, not from a disk: no thread is needed for it.
+        killed_before = oom_kills()
         try:
             self._run = run = await self._host.launcher.start(spec, marker, self._on_line)
             self._record(run, marker)
@@ -229,6 +232,7 @@ class Start:
             if self._kill_wanted:
                 run.kill()
             status = await self._until_gone(spec, run, gate)
+            status = replace(status, oom_killed=_has_grown(killed_before, oom_kills()))
         finally:
             self._host.records.remove(self._backend.name)
             self._run = None
@@ -336,6 +340,10 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Outcome]) -> Ou
             working.cancel()
             await asyncio.wait([working])
     return None if working.cancelled() else working.result()
+
+
+def _has_grown(before: int | None, after: int | None) -> bool | None:
+    return after > before if before is not None and after is not None else None
 
 
 class _Gate:

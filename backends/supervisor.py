@@ -316,7 +316,7 @@ class Supervisor:
             self._diagnosis = diagnosis
 
     def _announce(self, transition: Transition) -> None:
-        reason = f" ({transition.diagnosis.reason})" if transition.diagnosis is not None else ""
+        reason = f" ({transition.diagnosis})" if transition.diagnosis is not None else ""
         self.log.note(f"{transition.before.value} -> {transition.after.value}: {transition.event.value}{reason}")
         self._publish(transition)
         for entry in [entry for entry in self._settling if transition.after in entry[0]]:

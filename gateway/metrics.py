@@ -84,6 +84,10 @@ class Metrics:
             "unigate_backend_starts", "Starts by how they ended: ready, failed, crashed, timed_out, stopped.",
             (*model, "result"), registry=registry,
         )  # fmt: skip
+        self._backend_failures = Counter(
+            "unigate_backend_failures", "Runs that failed, by the code of their diagnosis.",
+            (*model, "reason"), registry=registry,
+        )  # fmt: skip
         self._backend_restarts = Counter(
             "unigate_backend_restarts", "Starts after a failure, by the diagnosis of that failure.",
             (*model, "reason"), registry=registry,
@@ -139,10 +143,14 @@ class Metrics:
             self._backend_start_seconds.labels(*labels).observe(change.started_in_s)
         if change.before is State.STARTING:
             self._backend_starts.labels(*labels, _RESULTS[change.event]).inc()
+        reason = change.diagnosis.code if change.diagnosis is not None else "unknown"
+        if change.event in _FAILURES and change.after is not State.STOPPED:
+            self._backend_failures.labels(*labels, reason).inc()
         if change.event is Event.BACKOFF_ELAPSED:
-            reason = change.diagnosis.code if change.diagnosis is not None else "unknown"
             self._backend_restarts.labels(*labels, reason).inc()
 
+
+_FAILURES = (Event.CRASHED, Event.REJECTED, Event.START_TIMED_OUT, Event.BECAME_UNHEALTHY)
 
 _RESULTS = {
     Event.BECAME_READY: "ready",

@@ -48,6 +48,7 @@ class ModelList:
             shown["phase"] = status.phase
         if status.diagnosis is not None:
             shown["reason"] = status.diagnosis.reason
+            shown["advice"] = status.diagnosis.advice
         return {
             "id": route.model,
             "object": "model",

@@ -84,7 +84,7 @@ PATTERNS = (
         "out_of_memory",
         r"(failed to allocate|unable to allocate|cudaMalloc failed: out of memory|ErrorOutOfDeviceMemory)",
         "llama.cpp could not allocate memory for the model or its context.",
-        "Lower context_length or args.parallel, or args.n-gpu-layers when the GPU is too small.",
+        "Lower context_length or options.parallel, or options.gpu_layers when the GPU is too small.",
         source="ggml/src/ggml-backend.cpp, ggml/src/ggml-cuda/ggml-cuda.cu",
     ),
     pattern(
@@ -100,6 +100,42 @@ PATTERNS = (
         "llama.cpp could not open {path}.",
         "Correct the model's weights.",
         source="ggml/src/gguf.cpp, seen with build 11549",
+    ),
+    pattern(
+        "adapter_unusable",
+        r"failed to (load|apply) lora adapter|expect general\.type to be 'adapter'|model arch and LoRA arch mismatch"
+        r"|LoRA tensor .* data is not within the file bounds",
+        "llama.cpp could not use a LoRA adapter.",
+        "See that its GGUF file is whole, is an adapter, and was made for this base; the model's log has more.",
+        source="common/common.cpp, src/llama-adapter.cpp, seen with build 11549",
+    ),
+    pattern(
+        "architecture_unknown",
+        r"unknown model architecture: '(?P<name>[^']*)'",
+        "This llama.cpp does not know the model architecture {name}.",
+        "Use a newer one: pip install -U xllamacpp, or a newer llama-server.",
+        source="src/llama-model.cpp, text of build 11549",
+    ),
+    pattern(
+        "tokenizer_unknown",
+        r"unknown pre-tokenizer type: '(?P<name>[^']*)'",
+        "This llama.cpp does not know the model's tokenizer, {name}.",
+        "Use a newer llama.cpp, or a GGUF file made for this one.",
+        source="src/llama-vocab.cpp, text of build 11549",
+    ),
+    pattern(
+        "cache_needs_flash_attention",
+        r"quantized V cache (requires flash_attn to be enabled|was requested, but this requires Flash Attention)",
+        "A quantised cache of values needs FlashAttention.",
+        "Set options.flash_attention: true, or remove options.cache_type_v.",
+        source="src/llama-context.cpp, texts of build 11549",
+    ),
+    pattern(
+        "weights_incomplete",
+        r"data is not within the file bounds, model is corrupted or incomplete",
+        "The GGUF file is damaged or incomplete.",
+        "Download it again, and compare its size.",
+        source="src/llama-model-loader.cpp, text of build 11549",
     ),
     pattern(
         "weights_unreadable",

@@ -36,6 +36,7 @@ from backends.environments import Environment
 from backends.lora import peft_problem
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
+from backends.shared_patterns import PYTORCH
 from backends.sources import SourceKind
 from backends.weights import folder_source_objections, hf_folder_problem
 
@@ -96,38 +97,23 @@ PATTERNS = (
         "no_cache_memory",
         r"No enough gpu memory for (?P<what>(kv|state) cache|runtime)",
         "The weights leave too little GPU memory for the {what}.",
-        "Raise args.cache-max-entry-count or args.tp, lower context_length or args.max-batch-size, or free the GPU.",
+        "Raise options.cache_max_entry_count or options.tensor_parallel, lower context_length or"
+        " options.max_batch_size, or free the GPU.",
         source="pytorch/engine/executor/base.py _get_num_gpu_blocks, _adjust_block_size",
     ),
     pattern(
         "gpu_out_of_memory",
-        r"torch\.(cuda\.)?OutOfMemoryError|CUDA out of memory|out of memory at \d+/\d+",
+        r"torch\.(cuda\.)?OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|out of memory at \d+/\d+",
         "The GPU ran out of memory.",
-        "Lower args.cache-max-entry-count or context_length, use a smaller or quantised model, or free the GPU.",
+        "Lower options.cache_max_entry_count or context_length, use a smaller or quantised model, or free the GPU.",
         source="torch 2.13 torch.OutOfMemoryError; _turbomind.so 'out of memory at {}/{}'",
     ),
     pattern(
-        "no_gpu",
-        r"Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available"
-        r"|cuda is not available\.",
-        "LMDeploy found no GPU, and it cannot do without one.",
-        "See nvidia-smi and CUDA_VISIBLE_DEVICES, and that this environment's torch has CUDA; or use another engine.",
-        source="torch 2.13 torch/cuda/__init__.py _lazy_init (seen); pytorch/check_env/cuda.py",
-    ),
-    pattern(
-        "bad_option",
-        r"error: (?P<message>(unrecognized arguments|argument|ambiguous option|the following arguments).*)",
-        "LMDeploy refused its command line: {message}.",
-        "Correct the model's args.",
-        source="argparse, exit code 2, seen",
-    ),
-    pattern(
         "weights_missing",
-        r"HFValidationError|Error no file named model\.safetensors|Failed to find valid checkpoint under"
-        r"|failed to locate weight files under",
-        "LMDeploy found no model at the given path.",
+        r"Failed to find valid checkpoint under|failed to locate weight files under",
+        "LMDeploy found no weights at the given path.",
         "Correct the model's weights.",
-        source="huggingface_hub and transformers, seen; turbomind/checkpoint.py",
+        source="turbomind/checkpoint.py",
     ),
     pattern(
         "template_missing",
@@ -147,14 +133,14 @@ PATTERNS = (
         "unknown_parser",
         r"The (?P<kind>tool|reasoning) parser (?P<name>\S+) is not in the parser list",
         "LMDeploy has no {kind} parser named {name}.",
-        "Correct args.tool-call-parser or args.reasoning-parser; the model's log lists the names.",
+        "Correct options.tool_call_parser or options.reasoning_parser; the model's log lists the names.",
         source="serve/parsers/__init__.py validate_parser_names, seen",
     ),
     pattern(
         "reasoning_tokens_missing",
         r"reasoning parser could not get reasoning tokens from the tokenizer: (?P<tokens>.*)",
-        "The tokenizer lacks the tokens that args.reasoning-parser looks for: {tokens}.",
-        "Remove args.reasoning-parser, or use a model that was trained to think.",
+        "The tokenizer lacks the tokens that options.reasoning_parser looks for: {tokens}.",
+        "Remove options.reasoning_parser, or use a model that was trained to think.",
         source="serve/parsers/reasoning_parser, seen, after the load",
     ),
     pattern(
@@ -164,7 +150,22 @@ PATTERNS = (
         "Use a newer LMDeploy, or another engine.",
         source="archs.py (seen), pytorch/models/patch.py",
     ),
-    # Last: what ended the engine process, if it was told, is a better reason than that it ended.
+    pattern(
+        "quantisation_unsupported",
+        r"(?P<what>model_format=fp8 requires sm>=9\.0|unsupported quant.?config: [^\n]*|invalid quant_policy[^\n]*"
+        r"|Compressed-tensors activation quantization is not supported)",
+        "LMDeploy cannot compute with this quantisation: {what}.",
+        "Use weights quantised otherwise, correct options.quant_policy, or use another GPU or engine.",
+        source="pytorch/check_env/cuda.py, turbomind/converter.py, messages.py, pytorch/config.py",
+    ),
+    pattern(
+        "adapter_unusable",
+        r"<Adapter> check failed",
+        "LMDeploy could not read a LoRA adapter.",
+        "It needs peft in its environment, and an adapter_config.json whose every key that peft knows; the model's log"
+        " says which of the two it is.",
+        source="pytorch/check_env/adapter.py",
+    ),
     pattern(
         "engine_process_died",
         r"RPCServerDeadError|PyTorch ZMQ engine process (is not alive|exited)",
@@ -172,7 +173,9 @@ PATTERNS = (
         "It is tried again; its log holds the reason. Without one it was its race at start, or the kernel (see dmesg).",
         source="pytorch/engine/mp_engine/zmq_engine.py _start_mp_proc: 2 of 12 starts failed by that race, seen",
         permanent=False,
+        is_symptom=True,
     ),
+    *PYTORCH,
 )
 
 PHASES = (

@@ -31,6 +31,7 @@ from backends.environments import Environment
 from backends.lora import highest_rank, peft_problem
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
+from backends.shared_patterns import PYTORCH
 from backends.sources import SourceKind
 from backends.weights import folder_source_objections, hf_folder_problem
 
@@ -76,17 +77,18 @@ OWNED = {
 PATTERNS = (
     pattern(
         "gpu_out_of_memory",
-        r"torch\.(cuda\.)?OutOfMemoryError|CUDA out of memory",
+        r"torch\.(cuda\.)?OutOfMemoryError|(CUDA|HIP) out of memory|CUDA error: out of memory"
+        r"|Failed to load model - not enough GPU memory",
         "The GPU ran out of memory.",
-        "Lower args.gpu-memory-utilization or context_length, use a smaller or quantised model, or free the GPU.",
-        source="torch 2.13 torch.OutOfMemoryError",
+        "Lower options.gpu_memory_utilization or context_length, use a smaller or quantised model, or free the GPU.",
+        source="torch 2.13 torch.OutOfMemoryError; vllm/v1/worker/gpu_model_runner.py load_model",
     ),
     pattern(
         "gpu_memory_taken",
-        r"Free memory on device .*is less than desired GPU memory utilization",
+        r"Free memory on device .*is less than desired GPU memory utilization|Error in memory profiling",
         "Something else holds the GPU's memory.",
-        "End it (see nvidia-smi), or lower args.gpu-memory-utilization.",
-        source="vllm/v1/worker/utils.py request_memory; vllm#20305",
+        "End it (see nvidia-smi), or lower options.gpu_memory_utilization.",
+        source="vllm/v1/worker/utils.py request_memory, gpu_worker.py determine_available_memory; vllm#20305",
         # The memory of a run that has just been killed comes back late: that is worth another try.
         permanent=False,
     ),
@@ -94,15 +96,16 @@ PATTERNS = (
         "context_too_long_for_cache",
         r"To serve at least one request with the models?'s max seq len",
         "The KV cache is too small for one request of the full context length.",
-        "Lower context_length, or raise args.gpu-memory-utilization (VLLM_CPU_KVCACHE_SPACE on the CPU).",
+        "Lower context_length, or raise options.gpu_memory_utilization (VLLM_CPU_KVCACHE_SPACE on the CPU).",
         source="vllm/v1/core/kv_cache_utils.py",
     ),
     pattern(
         "no_cache_memory",
-        r"No available memory for the cache blocks",
+        r"No available memory for the cache blocks|is less than requested memory for kv",
         "The weights leave no memory for the KV cache.",
-        "Raise args.gpu-memory-utilization or args.tensor-parallel-size, or use a smaller or quantised model.",
-        source="vllm/v1/core/kv_cache_utils.py",
+        "Raise options.gpu_memory_utilization or options.tensor_parallel, or use a smaller or quantised model;"
+        " on the CPU lower VLLM_CPU_KVCACHE_SPACE.",
+        source="vllm/v1/core/kv_cache_utils.py, vllm/v1/worker/cpu_worker.py",
     ),
     pattern(
         "context_longer_than_model",
@@ -112,19 +115,11 @@ PATTERNS = (
         source="vllm/config/model.py",
     ),
     pattern(
-        "bad_option",
-        r"error: (?P<message>(unrecognized arguments|argument|ambiguous option|the following arguments).*)",
-        "vLLM refused its command line: {message}.",
-        "Correct the model's args.",
-        source="argparse, exit code 2",
-    ),
-    pattern(
         "weights_missing",
-        r"Repo id must be|Invalid repository ID or local directory specified"
-        r"|does not appear to have a file named config\.json|is not a local folder and is not a valid",
+        r"Invalid repository ID or local directory specified|is not a local folder and is not a valid",
         "vLLM found no model at the given path.",
         "Correct the model's weights.",
-        source="huggingface_hub HFValidationError, transformers 5 OSError, vllm/transformers_utils/config.py",
+        source="vllm/transformers_utils/config.py, seen; transformers 5.19 utils/hub.py",
     ),
     pattern(
         "bad_template",
@@ -140,15 +135,93 @@ PATTERNS = (
         "Use a newer vLLM, or another engine.",
         source="vllm/model_executor/models/registry.py",
     ),
-    # Last: what killed the core, if it was told, is a better reason than that it died.
+    pattern(
+        "heads_not_divisible",
+        r"number of attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel size \((?P<size>\d+)\)",
+        "The model's {heads} attention heads cannot be shared out to {size} GPUs.",
+        "Choose an options.tensor_parallel that divides them.",
+        source="vllm/config/model.py verify_with_parallel_config",
+    ),
+    pattern(
+        "too_few_gpus",
+        r"World size \((?P<size>\d+)\) is larger than the number of available GPUs \((?P<count>\d+)\)"
+        r"|Tensor parallel size \((?P<size_>\d+)\) exceeds available GPUs \((?P<count_>\d+)\)",
+        "The model is to run on {size}{size_} GPUs, and vLLM sees {count}{count_}.",
+        "Lower options.tensor_parallel or options.pipeline_parallel, or see CUDA_VISIBLE_DEVICES.",
+        source="vllm/config/parallel.py, vllm/v1/executor/ray_utils.py",
+    ),
+    pattern(
+        "dtype_unsupported",
+        r"Bfloat16 is only supported on GPUs with compute capability of at least (?P<least>[\d.]+\d)",
+        "This GPU has no bfloat16: that takes compute capability {least}.",
+        "Set options.dtype: half.",
+        source="vllm/platforms/cuda.py, rocm.py",
+    ),
+    pattern(
+        "quantisation_unsupported",
+        r"Unknown quantization method: (?P<unknown>[^\s.]+)"
+        r"|The quantization method (?P<method>\S+) is not supported for the current GPU"
+        r"|is not supported for quantization method (?P<typed>[^\s.]+)"
+        r"|(?P<elsewhere>\S+) quantization is currently not supported in",
+        "This GPU, or this vLLM, cannot compute with the quantisation {unknown}{method}{typed}{elsewhere}.",
+        "Use weights quantised otherwise (options.dtype: half helps awq), or a newer GPU or vLLM; the log has more.",
+        source="vllm/config/model.py _verify_quantization, vllm/config/vllm.py, vllm/platforms/interface.py",
+    ),
+    pattern(
+        "adapter_rank_too_high",
+        r"LoRA rank (?P<rank>\d+) is greater than max_lora_rank (?P<most>\d+)",
+        "A LoRA adapter has rank {rank}, and vLLM made room for {most}.",
+        "Raise options.max_lora_rank, or leave it out: it then follows the adapters.",
+        source="vllm/lora/peft_helper.py validate_legal, seen",
+    ),
+    pattern(
+        "adapter_modules_unsupported",
+        r"expected target modules in .*but received (?P<modules>\[.*?\])",
+        "A LoRA adapter changes modules that vLLM cannot change in this model: {modules}.",
+        "Serve it with the base it was trained on, or merge it into its base.",
+        source="vllm/lora/lora_model.py from_local_checkpoint, seen",
+    ),
+    pattern(
+        "adapter_unsupported",
+        r"(?P<what>vLLM (does not (yet )?support (DoRA|LoRA|Activated LoRA|block-diagonal|layer_replication|init_lora)"
+        r"|only supports modules_to_save)[^.]*"
+        r"|Adapter bias is not supported|\S+ does not support LoRA yet|Missing required configuration fields: [^.]*)",
+        "vLLM cannot serve a LoRA adapter of this kind: {what}.",
+        "Merge the adapter into its base, and serve that.",
+        source="vllm/lora/peft_helper.py, vllm/v1/worker/lora_model_runner_mixin.py",
+    ),
+    pattern(
+        "adapter_missing",
+        r"No adapter found for (?P<path>\S+)|(?P<empty>\S+) doesn't contain tensors",
+        "There is no LoRA adapter at {path}{empty}.",
+        "Correct the adapter's path, or complete its folder.",
+        source="vllm/exceptions.py LoRAAdapterNotFoundError, vllm/lora/lora_model.py",
+    ),
+    pattern(
+        "unknown_parser",
+        r"invalid (?P<kind>tool call|reasoning) parser: (?P<name>\S+)",
+        "vLLM has no {kind} parser named {name}.",
+        "Correct options.tool_call_parser or options.reasoning_parser; the model's log lists the names.",
+        source="vllm/entrypoints/launchers/launcher.py validate_api_server_args, seen",
+    ),
+    pattern(
+        "sleep_unsupported",
+        r"Sleep mode is not supported on current platform",
+        "vLLM can sleep on CUDA and ROCm only.",
+        "Remove options.sleep; idle_unload_s frees the memory by ending the engine.",
+        source="vllm/config/model.py, seen with the CPU build",
+    ),
     pattern(
         "engine_core_died",
-        r"EngineDeadError|EngineCore encountered an issue",
+        r"EngineDeadError|EngineCore encountered an issue|Engine core initialization failed"
+        r"|WorkerProc initialization failed|Worker proc \S+ died unexpectedly",
         "vLLM's engine core died.",
         "Its log holds the reason; without one, the kernel may have killed it for memory (see dmesg).",
-        source="vllm/v1/engine/exceptions.py, seen with 0.32.0 after kill -9 of the core",
+        source="vllm/v1/engine/exceptions.py, seen after kill -9 of the core; v1/executor/multiproc_executor.py",
         permanent=False,
+        is_symptom=True,
     ),
+    *PYTORCH,
 )
 
 PHASES = (

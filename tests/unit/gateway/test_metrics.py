@@ -116,6 +116,20 @@ def test_a_restart_counts_under_its_reason(metrics: Metrics) -> None:
     assert value(metrics, "unigate_backend_restarts_total", **MODEL, reason="unknown") == 1
 
 
+def test_every_failure_counts_once_under_its_reason(metrics: Metrics) -> None:
+    """Each way in which a run fails is counted, with the code of its diagnosis; its way on from there is not."""
+    diagnosis = Diagnosis("gpu_out_of_memory", "It was too much.", "Take less.")
+    failures = 0
+    for (before, event), (after, _) in TRANSITIONS.items():
+        is_failure = event in (Event.CRASHED, Event.REJECTED, Event.START_TIMED_OUT, Event.BECAME_UNHEALTHY)
+        failures += is_failure and after is not State.STOPPED
+        metrics.transition(transition(before, event, after, diagnosis=diagnosis))
+    assert failures == 5
+    assert value(metrics, "unigate_backend_failures_total", **MODEL, reason="gpu_out_of_memory") == failures
+    metrics.transition(transition(State.READY, Event.CRASHED, State.BACKOFF))
+    assert value(metrics, "unigate_backend_failures_total", **MODEL, reason="unknown") == 1
+
+
 def test_in_flight_goes_up_and_down(metrics: Metrics) -> None:
     """A request being worked on is in flight until it is not, however it ends."""
     gauge = metrics.in_flight("qwen", "vllm")

@@ -81,9 +81,11 @@ def test_every_state_has_a_word(state: State) -> None:
 
 
 def test_what_else_a_status_says() -> None:
-    """A start shows its phase, a failure its reason."""
+    """A start shows its phase, a failure its reason and what to do about it."""
     fleet = Statuses({"a": State.FAILED, "b": State.STARTING}, diagnosis=Diagnosis("x", "It broke.", "Mend it."))
-    assert listed(fleet)[0]["status"]["reason"] == "It broke."
+    assert listed(fleet)[0]["status"] == {
+        "value": "failed", "state": "failed", "reason": "It broke.", "advice": "Mend it.",
+    }  # fmt: skip
     fleet = Statuses({"a": State.STARTING, "b": State.STARTING}, phase="loading weights")
     assert listed(fleet)[0]["status"]["phase"] == "loading weights"
 
