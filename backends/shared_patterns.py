@@ -70,7 +70,8 @@ COMMON = (
     ),
     pattern(
         "too_many_open_files",
-        r"too many open files|\[errno 24\]",
+        # Not within back quotes: vLLM warns of a low limit in these words at every start (utils/system_utils.py).
+        r"(?<!`)OSError: \[errno 24\]|: too many open files",
         "The engine has as many files open as one process may.",
         "Raise the limit: ulimit -n 65536 before unigate, or LimitNOFILE in its systemd unit.",
         source="errno 24, Linux",

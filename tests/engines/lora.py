@@ -33,17 +33,18 @@ def matrices(seed: int) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
     }
 
 
-def peft_adapter(folder: Path, seed: int = 1, *, rank: int = RANK, base: str = "SmolLM2-135M-Instruct") -> Path:
-    """The adapter as a folder in PEFT's format. *rank* is what its configuration says."""
+def peft_adapter(folder: Path, seed: int = 1, *, rank: int = RANK, value_module: str = "v_proj") -> Path:
+    """The adapter as a folder in PEFT's format. *rank* and *value_module* are what it says, wrongly if need be."""
     folder.mkdir()
+    names = {module: value_module if module == "v_proj" else module for module in MODULES}
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": ALPHA, "target_modules": [*MODULES],
-        "bias": "none", "base_model_name_or_path": base,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": ALPHA, "bias": "none",
+        "target_modules": [*names.values()], "base_model_name_or_path": "SmolLM2-135M-Instruct",
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors: dict[str, Tensor] = {}
     for (layer, module), (a, b) in matrices(seed).items():
-        name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+        name = f"base_model.model.model.layers.{layer}.self_attn.{names[module]}"
         tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     return folder
@@ -63,9 +64,9 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
             file.write(tensor.tobytes())
 
 
-def gguf_adapter(path: Path, seed: int = 1) -> Path:
+def gguf_adapter(path: Path, seed: int = 1, *, architecture: str = "llama") -> Path:
     """The same adapter as a GGUF file, as llama.cpp's convert_lora_to_gguf.py would write it."""
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, ALPHA)

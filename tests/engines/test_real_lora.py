@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from backends.diagnosis import ExitStatus
+from backends.engines import ADAPTERS
 from tests.engines.environment import gguf_model, hf_model, vllm_python
 from tests.engines.lora import gguf_adapter, peft_adapter
 from tests.gateways import Gateway, running_gateway
@@ -63,3 +65,13 @@ def test_base_and_fine_tunes(gateway: Gateway, base: str) -> None:
     for first, one, other, again, alone in answers.values():
         assert first == again == alone
         assert len({first, one, other}) == 3
+
+
+@pytest.mark.parametrize("model", [name for base in BASES for name in (base, f"{base}-alone")])
+def test_a_log_without_trouble_names_none(gateway: Gateway, model: str) -> None:
+    """What an engine prints while all is well, warnings included, is taken for no reason of an end."""
+    backend = gateway.backend(model)
+    assert backend["state"] == "ready"
+    log = Path(backend["log"]).read_text(errors="replace").splitlines()
+    assert len(log) > 5
+    assert ADAPTERS[backend["engine"]].diagnose(ExitStatus(code=1), log).code == "crashed"

@@ -553,6 +553,15 @@ def test_a_brace_in_the_log_does_no_harm() -> None:
     assert found.reason == "It is {0} {oops!r}."
 
 
+def test_a_warning_of_vllms_is_no_reason() -> None:
+    """What vLLM prints at every start where the limit of open files is low ended nothing."""
+    warning = (
+        "WARNING 11-24 08:01:02 [system_utils.py:293] Found ulimit of 1024 and failed to automatically increase with"
+        " error. This can cause fd limit errors like `OSError: [Errno 24] Too many open files`. Consider increasing"
+    )
+    assert ADAPTERS["vllm"].diagnose(ExitStatus(code=1), [warning]).code == "crashed"
+
+
 def test_a_symptom_is_believed_last() -> None:
     """What died is told only when nothing tells why, neither the engine's own table nor the shared ones."""
     died = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
