@@ -16,13 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jinja2
 import openai
 import psutil
 import pytest
 
-from backends.engines.lmdeploy import BUILT_IN_TEMPLATES, OWNED
+from backends.engines.lmdeploy import BUILT_IN_TEMPLATES, OWNED, LmDeploy
 from tests.engines.environment import hf_model, lmdeploy_command, lmdeploy_python
+from tests.engines.lora import peft_adapter
 from tests.gateways import Gateway, events_of, running_gateway, until
 from tests.unit.backends.test_lmdeploy import BACKEND, SETTINGS, spec_of
 
@@ -30,6 +32,7 @@ pytestmark = [pytest.mark.engine_lmdeploy, pytest.mark.timeout(180)]
 
 TURBOMIND = "smol-turbomind"
 PYTORCH = "smol-pytorch"
+TUNE = "smol-tune"
 OVERLAID = "smol-overlaid"
 FAILING = "smol-out-of-memory"
 MISSPELT = "smol-misspelt"
@@ -69,7 +72,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     template.write_text(TEMPLATE)
     models = {
         TURBOMIND: model(),
-        PYTORCH: model(args={"backend": "pytorch"}),
+        PYTORCH: model(options={"backend": "pytorch"}),
+        TUNE: {"base": PYTORCH, "adapter": str(peft_adapter(folder / "tune"))},
         OVERLAID: model(template={"from": str(template)}),
         FAILING: model(env={"LMDEPLOY_CPU_OUT_OF_MEMORY": "1"}, load="on_demand"),
         MISSPELT: model(args={"quant-policy": 5}, load="on_demand"),
@@ -198,6 +202,44 @@ def test_tokenize(gateway: Gateway) -> None:
     refused = gateway.ask("POST", "/tokenize", json={"model": TURBOMIND, "messages": [*PARIS, *PARIS]})
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "endpoint_not_supported"
+
+
+# --- adapters and sleep ---
+
+
+def test_an_adapter_is_served_by_its_base(gateway: Gateway) -> None:
+    """An adapter is a model of its own to clients and to LMDeploy, in the process of its base.
+
+    What it changes is not seen here: the engine that stands in for LMDeploy's computes with the base's weights.
+    """
+    answers_paris(gateway, TUNE)
+    address = gateway.backend(PYTORCH)["address"]
+    listed = httpx.get(f"http://{address}/v1/models", trust_env=False).json()["data"]
+    assert {entry["id"] for entry in listed} == {PYTORCH, TUNE}
+    shown = {entry["id"]: entry for entry in gateway.ask("GET", "/v1/models").json()["data"]}
+    assert shown[TUNE]["parent"] == PYTORCH
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_it_sleeps_and_wakes(gateway: Gateway, name: str) -> None:
+    """The adapter's calls put it to sleep, where it answers nothing, and wake it, where it answers again."""
+    sleep = LmDeploy().sleep(replace(BACKEND, options={"sleep": True}))
+    assert sleep is not None
+    with httpx.Client(base_url=f"http://{gateway.backend(name)['address']}", trust_env=False, timeout=30) as client:
+
+        def is_sleeping() -> bool:
+            said: bool = client.request(sleep.is_sleeping.method, sleep.is_sleeping.target).json()["is_sleeping"]
+            return said
+
+        assert not is_sleeping()
+        assert client.request(sleep.sleep.method, sleep.sleep.target, json=sleep.sleep.body).status_code == 200
+        assert is_sleeping()
+        question = {"model": name, "messages": PARIS, "max_tokens": 1}
+        assert client.post("/v1/chat/completions", json=question).status_code == 503
+        for call in sleep.wake:
+            assert client.request(call.method, call.target, json=call.body).status_code == 200
+        assert not is_sleeping()
+    answers_paris(gateway, name)
 
 
 # --- the operator's template ---

@@ -6,6 +6,7 @@ The adapters are random, and the same in both formats.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
