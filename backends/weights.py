@@ -10,6 +10,10 @@ from backends.adapter import Objection
 from backends.sources import HubSource, RemoteSource
 
 GGUF_MAGIC = b"GGUF"
+LFS_START = b"version "
+"""What a Git LFS pointer begins with, as far as it is looked at (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
+HEADER_LIMIT_BYTES = 100_000_000
+"""The most that safetensors itself takes for a header."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
 
 
@@ -69,7 +73,30 @@ def hf_folder_problem(weights: Path) -> str | None:
         return f"{config}: is not JSON ({problem})"
     if not any(path.suffix in WEIGHT_SUFFIXES for path in weights.iterdir()):
         return f"{weights}: holds no weights (*.safetensors or *.bin), as an unfinished download"
-    return _missing_shard(weights)
+    return _missing_shard(weights) or next(filter(None, map(_damage, sorted(weights.glob("*.safetensors")))), None)
+
+
+def _damage(file: Path) -> str | None:
+    """What is seen at once of a broken safetensors file: a pointer in its place, or an end that is missing.
+
+    The format: 8 bytes of length, so many of JSON, then the tensors (https://github.com/huggingface/safetensors). What
+    is no such file at all is left to the engine to tell.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        length = int.from_bytes(start, "little")
+        if start == LFS_START:
+            return f"{file}: is a Git LFS pointer, not weights; download the file itself (git lfs pull)"
+        if length > HEADER_LIMIT_BYTES:
+            return None
+        try:
+            header = json.loads(opened.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+    whole = 8 + length + max(ends, default=0)
+    return f"{file}: has {size:,} of {whole:,} bytes; finish the download" if size < whole else None
 
 
 def _missing_shard(weights: Path) -> str | None:

@@ -124,7 +124,7 @@ PATTERNS = (
     ),
     pattern(
         "bad_template",
-        r"Try apply_chat_template failed: (?!Couldn't instantiate the backend tokenizer)(?P<what>.*)",
+        r"ValueError: Try apply_chat_template failed: (?!Couldn't instantiate the backend tokenizer)(?P<what>.*)",
         "LMDeploy could not use the chat template: {what}.",
         "Correct models.<name>.template; it must render a user turn, and an assistant turn after it.",
         source="model.py HFChatTemplate, seen",

@@ -122,6 +122,14 @@ PATTERNS = (
         source="vllm/transformers_utils/config.py, seen; transformers 5.19 utils/hub.py",
     ),
     pattern(
+        "weights_unreadable",
+        r"in parse_safetensors_file_metadata",
+        "A file of the weights is damaged or incomplete.",
+        "Download it again; a file of a few hundred bytes is a Git LFS pointer, not weights.",
+        # Such a pointer is read as a header of 8e18 bytes, and the last line is "MemoryError".
+        source="vllm/transformers_utils/utils.py, seen with a Git LFS pointer",
+    ),
+    pattern(
         "bad_template",
         r"The supplied chat template (?P<what>.*)",
         "vLLM refused the chat template: it {what}",

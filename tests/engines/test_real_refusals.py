@@ -69,14 +69,18 @@ def prepare(folder: Path) -> None:
         for file in hf_model().iterdir():
             if not (name == "without-tokenizer" and file.name.startswith("tokenizer")):
                 (folder / name / file.name).symlink_to(file)
-    weights = folder / "damaged" / "model.safetensors"
-    weights.unlink()
-    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 269060552\n")
     with gguf_model().open("rb") as whole:
         (folder / "damaged.gguf").write_bytes(whole.read(100_000_000))
     peft_adapter(folder / "rank-64", rank=64)
     peft_adapter(folder / "mystery", value_module="mystery_proj")
     gguf_adapter(folder / "another-model.gguf", architecture="qwen2")
+
+
+def spoil(folder: Path) -> None:
+    """Weights that were whole when the gateway looked at them become a Git LFS pointer."""
+    weights = folder / "damaged" / "model.safetensors"
+    weights.unlink()
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 269060552\n")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         "lmdeploy": {"command": lmdeploy_command()},
     }
     with running_gateway(folder, models, engines=engines) as gateway:
+        spoil(folder)
         yield gateway
 
 

@@ -292,6 +292,12 @@ SAMPLES = [
         True,
         "mlp.router",
     ),
+    Sample(
+        "vllm",
+        '  File "/env/vllm/transformers_utils/utils.py", line 113, in parse_safetensors_file_metadata',
+        "weights_unreadable",
+        True,
+    ),
     Sample("vllm", "ValueError: vLLM does not yet support DoRA.", "adapter_unsupported", True, "DoRA"),
     Sample("vllm", "ValueError: Adapter bias is not supported.", "adapter_unsupported", True, "bias"),
     Sample("vllm", "ValueError: MambaForCausalLM does not support LoRA yet.", "adapter_unsupported", True, "Mamba"),

@@ -112,3 +112,35 @@ def test_an_index_that_is_none(model: Path, text: str) -> None:
     """An index of another shape is named, never a traceback."""
     (model / "model.safetensors.index.json").write_text(text)
     assert "is not a weight index" in problem(hf_folder_problem(model))
+
+
+def safetensors(header: object, *, tensors: int) -> bytes:
+    """A file with that header, and so many bytes of tensors."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(tensors)
+
+
+TENSOR = {"__metadata__": {"format": "pt"}, "a": {"data_offsets": [0, 60]}, "b": {"data_offsets": [60, 100]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (safetensors(TENSOR, tensors=100), ""),
+        (safetensors({}, tensors=0), ""),
+        (b"", ""),
+        (b"short", ""),
+        (b"\xff" * 20, ""),
+        (safetensors(b"no JSON", tensors=0), ""),
+        (safetensors([1], tensors=0), ""),
+        (safetensors({"a": {}}, tensors=0), ""),
+        (safetensors(TENSOR, tensors=99), "bytes; finish the download"),
+        (safetensors(TENSOR, tensors=0), "bytes; finish the download"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer"),
+    ],
+)
+def test_weights_that_are_not_whole(model: Path, content: bytes, said: str) -> None:
+    """A pointer and a file that ends too early are told; what cannot be read so is left to the engine."""
+    (model / "model.safetensors").write_bytes(content)
+    problem = hf_folder_problem(model)
+    assert problem is None if not said else said in (problem or "")
