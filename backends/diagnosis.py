@@ -69,13 +69,16 @@ class Diagnosis:
 
 
 def first_match(patterns: Iterable[Pattern], tail: Sequence[str]) -> Diagnosis | None:
-    """The Diagnosis of the first pattern, in table order, that some line of *tail* satisfies; None without one."""
+    """The Diagnosis of the first pattern, in table order, that some line of *tail* satisfies; None without one.
+
+    Its evidence is that line.
+    """
     for row in patterns:
         for line in reversed(tail):
             found = row.regex.search(line)
             if found:
                 groups = {name: (value or "").strip() for name, value in found.groupdict().items()}
-                return Diagnosis(row.code, row.reason.format(**groups), row.advice, row.permanent, evidence(tail))
+                return Diagnosis(row.code, row.reason.format(**groups), row.advice, row.permanent, (line,))
     return None
 
 
@@ -99,7 +102,9 @@ def diagnose(patterns: Iterable[Pattern], status: ExitStatus, tail: Sequence[str
         found = _OUT_OF_MEMORY
     if found is None:
         found = first_match((row for row in rows if row.is_symptom), tail) or _of_status(status)
-    return replace(found, evidence=evidence(tail))
+    last = evidence(tail)
+    told_above = tuple(line for line in found.evidence if line not in last)
+    return replace(found, evidence=(*told_above, *last[len(told_above) :]))
 
 
 _OUT_OF_MEMORY = Diagnosis(

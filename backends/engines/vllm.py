@@ -335,11 +335,16 @@ class Vllm:
         argv += option_flags(OPTIONS, backend.options)
         argv += _lora_flags(backend)
         argv += flags(backend.args)
+        env = {**(DEV_ENV if self.sleep(backend) else {}), **engine.env, **backend.env}
+        if not place.uds:
+            # On a port anybody on this machine could call what it opens, whoever has asked for it.
+            env = {name: value for name, value in env.items() if name not in DEV_ENV}
         return LaunchSpec(
             address=place,
             probe=openai_probe(backend),
             argv=tuple(argv),
-            env={**(DEV_ENV if place.uds and self.sleep(backend) else {}), **engine.env, **backend.env},
+            env=env,
+            env_removed=tuple(DEV_ENV),
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
         )
 

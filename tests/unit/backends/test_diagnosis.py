@@ -631,6 +631,16 @@ def test_without_a_known_line_the_status_speaks(status: ExitStatus, code: str, p
     assert str(found) == f"{found.reason} {found.advice}"
 
 
+def test_the_line_that_tells_is_evidence() -> None:
+    """It comes first when it stands above the last lines, so that nobody has to look for it; never twice."""
+    why = "torch.OutOfMemoryError: CUDA out of memory."
+    after = [f"  frame {number}" for number in range(20)]
+    found = ADAPTERS["vllm"].diagnose(ExitStatus(code=1), [why, *after])
+    assert found.evidence == (why, *after[-EVIDENCE_LINES + 1 :])
+    found = ADAPTERS["vllm"].diagnose(ExitStatus(code=1), [*after, why])
+    assert found.evidence == (*after[-EVIDENCE_LINES + 1 :], why)
+
+
 def test_evidence_is_the_last_that_says_something() -> None:
     """At most EVIDENCE_LINES lines, oldest first, without the empty ones."""
     tail = [text for number in range(20) for text in (f"line {number}", "  ")]

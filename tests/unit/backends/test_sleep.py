@@ -52,6 +52,9 @@ def test_vllm_opens_its_development_endpoints_to_nobody_else() -> None:
     ):
         spec = vllm.launch_spec(backend, EngineSettings(), place, Path("/state/runs/m"))
         assert ("VLLM_SERVER_DEV_MODE" in spec.env) is is_open
+        assert "VLLM_SERVER_DEV_MODE" in spec.env_removed, "the gateway's own environment may hold it"
+    by_hand = EngineSettings(env={"VLLM_SERVER_DEV_MODE": "1"})
+    assert vllm.launch_spec(backend_of(vllm), by_hand, TCP, Path("/state/runs/m")).env == {}
     sleep = vllm.sleep(backend_of(vllm, sleep=True))
     assert sleep is not None
     assert sleep.sockets == {"unix"}
