@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from backends.diagnosis import ExitStatus
+from backends.lifecycle import State
 from backends.oom_kills import oom_kills
+from tests.unit.backends.fakes import living_backend, settings
 
 EVENTS = "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n"
 CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"
@@ -52,3 +55,21 @@ def test_this_machine() -> None:
     """What this machine says is a count, or that there is none."""
     count = oom_kills()
     assert count is None or count >= 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "code"), [([4, 5], "host_out_of_memory"), ([4, 4], "killed"), ([4, None], "killed")]
+)
+async def test_a_kill_while_a_run_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[int | None], code: str
+) -> None:
+    """A count that has grown since the run began explains its end by signal 9; one that has not leaves a guess."""
+    told = iter(counts)
+    monkeypatch.setattr("backends.start.oom_kills", lambda: next(told, None))
+    async with living_backend(tmp_path, settings(tmp_path)) as world:
+        run = await world.ready()
+        run.end(ExitStatus(signal=9))
+        await world.published(3)
+        assert world.transitions[-1].after is State.BACKOFF
+        assert world.transitions[-1].diagnosis is not None
+        assert world.transitions[-1].diagnosis.code == code
