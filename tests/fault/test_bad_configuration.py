@@ -50,9 +50,9 @@ CASES = {
         "models:\n  chat:\n    engine: vllm\n    weights: weights\n    max_model_len: 4096\n",
         UNUSABLE,
         "unigate.yaml:5: models.chat.max_model_len: unknown key; known here: engine, weights, url, api_key, "
-        "served_name, aliases, load, idle_unload_s, context_length, template, unsupported_parameters, "
-        "args, env, readiness, probe_timeout_s, "
-        "start_timeout_s, start_stall_timeout_s, stop_grace_s, drain_timeout_s, backoff, health",
+        "served_name, base, adapter, aliases, load, idle_unload_s, context_length, template, unsupported_parameters, "
+        "options, args, env, readiness, probe_timeout_s, start_timeout_s, start_stall_timeout_s, "
+        "download_stall_timeout_s, stop_grace_s, drain_timeout_s, backoff, health",
     ),
     "missing weights": Case(
         ENGINE + "models:\n  chat:\n    engine: vllm\n    weights: models/qwen\n",
