@@ -19,6 +19,7 @@ from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.dialect import Dialect
 from backends.environments import Environment
+from backends.memory_estimate import MemoryNeed, WeightFacts
 from backends.options import Options
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
@@ -243,6 +244,17 @@ class Adapter(Protocol):
 
         Reads small files of the model's, and so blocks for a moment.
         """
+
+    def gpu_count(self, backend: BackendSettings, engine: EngineSettings) -> int | None:
+        """How many GPUs a run wants where there are any; 0 for none, None for as many as its weights ask for."""
+
+    def memory(self, backend: BackendSettings, facts: WeightFacts, *, on_gpu: bool) -> MemoryNeed:
+        """What a run of *backend*, whose weights are as *facts* say, will take of the GPUs or of the host's memory."""
+
+    def memory_flags(
+        self, backend: BackendSettings, facts: WeightFacts, limit_bytes: int, total_bytes: int
+    ) -> list[str]:
+        """Flags that keep a run within *limit_bytes* of each of its GPUs, of *total_bytes*; [] where it knows none."""
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """Why a run ended, from its exit status and the last lines of its log."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from backends.adapter import Objection
 from backends.options import Option, Options
-from backends.settings import ArgValue, OptionValue
+from backends.settings import ArgValue, BackendSettings, OptionValue
 
 
 def flags(args: Mapping[str, ArgValue], short: frozenset[str] = frozenset()) -> list[str]:
@@ -77,3 +78,17 @@ def clashes(table: Options, given: Iterable[str], args: Iterable[str]) -> Iterat
 def _spellings(option: Option) -> Iterator[str]:
     """Every flag that says the same as *option* does."""
     yield from (canonical(flag) for flag in (option.flag, option.off, *option.also, *option.brings) if flag)
+
+
+def number_said(table: Options, backend: BackendSettings, *flags: str) -> float | None:
+    """The number that *backend* gives for one of *flags*, below options or below args; None without one."""
+    found = None
+    for option in table:
+        if option.flag in flags and option.name in backend.options:
+            found = backend.options[option.name]
+    said = [value for name, value in backend.args.items() if canonical(name) in flags]
+    for value in (found, *said):
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError):
+                return float(value)
+    return None

@@ -24,6 +24,7 @@ from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.dialect import Dialect, Finish
 from backends.environments import Environment
+from backends.memory_estimate import NO_NEED, MemoryNeed, WeightFacts
 from backends.options import Options
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
@@ -122,6 +123,20 @@ class External:
             probe = Probe(models, proof, ("choices", 0, "message"))
         authorization = f"Bearer {backend.api_key}" if backend.api_key else ""
         return LaunchSpec(address=address, probe=probe, stop_grace_s=1.0, authorization=authorization)
+
+    def gpu_count(self, backend: BackendSettings, engine: EngineSettings) -> int | None:
+        """None of ours to give."""
+        return 0
+
+    def memory(self, backend: BackendSettings, facts: WeightFacts, *, on_gpu: bool) -> MemoryNeed:
+        """Nothing here."""
+        return NO_NEED
+
+    def memory_flags(
+        self, backend: BackendSettings, facts: WeightFacts, limit_bytes: int, total_bytes: int
+    ) -> list[str]:
+        """There is no command line."""
+        return []
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """We let go of it; nothing ended."""

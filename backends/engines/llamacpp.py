@@ -23,18 +23,22 @@ from backends.adapter import (
     TokenizeRequest,
 )
 from backends.address import Address
-from backends.argv import flags, option_flags, owned_objections, says
+from backends.argv import flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.llamacpp_dialect import DIALECT
 from backends.engines.llamacpp_options import OPTIONS
 from backends.environments import Environment
 from backends.lora import gguf_adapter_problem
+from backends.memory_estimate import MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
 from backends.weights import gguf_problem, gguf_source_objections
 
 STOP_GRACE_S = 10.0
+
+OVERHEAD_BYTES = 300 * 1024**2
+"""Compute buffers and the server itself; a guess."""
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
@@ -243,6 +247,27 @@ class LlamaCpp:
             env={**engine.env, **backend.env},
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
         )
+
+    def gpu_count(self, backend: BackendSettings, engine: EngineSettings) -> int | None:
+        """As many as the weights ask for; none without layers to put there, or of the embedded build unless it is told.
+
+        llama.cpp spreads over every GPU it sees (tools/server/README.md, "--split-mode"). The wheel that is usual is
+        for the CPU; a binary that somebody names is taken to have been built for the GPUs.
+        """
+        layers = number_said(OPTIONS, backend, "n-gpu-layers", "gpu-layers", "ngl")
+        if layers is None and not engine.command and engine.environment is None:
+            return 0
+        return 0 if layers == 0 else None
+
+    def memory(self, backend: BackendSettings, facts: WeightFacts, *, on_gpu: bool) -> MemoryNeed:
+        """Weights, the cache of every slot, and buffers. Weights are mapped: some may stay on disk."""
+        return reckoned(facts, backend.context_length, OVERHEAD_BYTES, sequences=_slots(backend), needs_all=False)
+
+    def memory_flags(
+        self, backend: BackendSettings, facts: WeightFacts, limit_bytes: int, total_bytes: int
+    ) -> list[str]:
+        """None: its memory follows from the context length, the slots and the layers."""
+        return []
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """llama.cpp names its reason within the last lines."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from backends.adapter import (
     served_by_name,
 )
 from backends.address import Address
-from backends.argv import canonical, flags, option_flags, owned_objections, says
+from backends.argv import canonical, flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.lmdeploy_dialect import DIALECT
 from backends.engines.lmdeploy_options import OPTIONS
 from backends.environments import Environment
 from backends.lora import peft_problem
+from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
@@ -49,6 +51,11 @@ running streams, but by then the gateway has broken those off (measured, 0.18.0)
 DISTRIBUTIONS = (Distribution("lmdeploy", "0.18.0", build_bytes=18_000_000_000),)
 
 # Not embeddings: "Unsupported by turbomind.", 400, whatever the engine (serve/openai/endpoints, seen).
+CACHE_SHARE = 0.8
+"""Of the memory that the weights leave free (messages.py, cache_max_entry_count of both engines)."""
+OVERHEAD_BYTES = 2 * GIB
+"""Context and activations beside weights and cache; a guess."""
+
 ENDPOINTS = frozenset({"chat/completions", "completions"})
 
 HEALTH_ENV = {
@@ -281,6 +288,34 @@ class LmDeploy:
             files=files,
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
         )
+
+    def gpu_count(self, backend: BackendSettings, engine: EngineSettings) -> int | None:
+        """Tensor parallel ranks."""
+        return max(1, int(number_said(OPTIONS, backend, "tp") or 1))
+
+    def memory(self, backend: BackendSettings, facts: WeightFacts, *, on_gpu: bool) -> MemoryNeed:
+        """On a GPU the weights, and a share of what they leave free. It has no CPU engine.
+
+        The share is of what is free *then* (messages.py, cache_max_entry_count), so less than all of it is no obstacle.
+        """
+        need = reckoned(facts, backend.context_length, OVERHEAD_BYTES)
+        if not on_gpu or not facts.is_known:
+            return need
+        share = number_said(OPTIONS, backend, "cache-max-entry-count") or CACHE_SHARE
+        if share >= 1:  # so many blocks of the cache, not a share: TurboMind only
+            return need
+        return replace(need, free_share=share)
+
+    def memory_flags(
+        self, backend: BackendSettings, facts: WeightFacts, limit_bytes: int, total_bytes: int
+    ) -> list[str]:
+        """``--cache-max-entry-count`` for what the weights leave of the limit, unless the operator has set it."""
+        if number_said(OPTIONS, backend, "cache-max-entry-count") is not None:
+            return []
+        ranks = self.gpu_count(backend, EngineSettings()) or 1
+        taken = facts.weights_bytes // ranks + OVERHEAD_BYTES
+        share = (limit_bytes - taken) / max(1, total_bytes - taken)
+        return ["--cache-max-entry-count", f"{min(0.95, max(0.01, int(1000 * share) / 1000)):g}"]
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """LMDeploy ends with a traceback; of a dead engine process the reason stands above the server's own."""

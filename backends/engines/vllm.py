@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from backends.adapter import (
     served_by_name,
 )
 from backends.address import Address
-from backends.argv import flags, option_flags, owned_objections, says
+from backends.argv import flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.vllm_dialect import DIALECT
 from backends.engines.vllm_options import OPTIONS
 from backends.environments import Environment
 from backends.lora import highest_rank, peft_problem
+from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
@@ -57,6 +59,14 @@ DEV_ENV = {"VLLM_SERVER_DEV_MODE": "1"}
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The sizes vLLM has for adapters (config/lora.py MaxLoRARanks)."""
+
+GPU_SHARE = 0.92
+"""Of each GPU, whatever the model (config/cache.py, gpu_memory_utilization)."""
+SHARE_FLAGS = ("gpu-memory-utilization", "device-memory-utilization")
+GPU_OVERHEAD_BYTES = 2 * GIB
+"""Context, activations and graphs beside weights and cache, where the cache is given in bytes; a guess."""
+HOST_OVERHEAD_BYTES = GIB
+"""The same of the CPU build, its server and its core; a guess."""
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
@@ -348,6 +358,41 @@ class Vllm:
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
         )
 
+    def gpu_count(self, backend: BackendSettings, engine: EngineSettings) -> int | None:
+        """Tensor times pipeline times data parallel ranks."""
+        ranks = 1
+        for names in (("tensor-parallel-size", "tp"), ("pipeline-parallel-size", "pp"), ("data-parallel-size", "dp")):
+            ranks *= max(1, int(number_said(OPTIONS, backend, *names) or 1))
+        return ranks
+
+    def memory(self, backend: BackendSettings, facts: WeightFacts, *, on_gpu: bool) -> MemoryNeed:
+        """A share of each GPU, whatever the model, unless the cache has a size; on the CPU, weights and cache.
+
+        The share has to be free when it starts, else it ends (v1/worker/utils.py request_memory). Sizes of the cache:
+        --kv-cache-memory-bytes (config/cache.py), VLLM_CPU_KVCACHE_SPACE in GiB (platforms/cpu.py).
+        """
+        cache = number_said(OPTIONS, backend, "kv-cache-memory-bytes")
+        if not on_gpu and cache is None:
+            cache = _gib_in(backend.env.get("VLLM_CPU_KVCACHE_SPACE"))
+        if on_gpu and cache is None:
+            share = number_said(OPTIONS, backend, *SHARE_FLAGS) or GPU_SHARE
+            offloads = bool(number_said(OPTIONS, backend, "cpu-offload-gb"))
+            return MemoryNeed(facts.weights_bytes, fraction=share, is_firm=True, needs_all_weights=not offloads)
+        overhead = GPU_OVERHEAD_BYTES if on_gpu else HOST_OVERHEAD_BYTES
+        need = reckoned(facts, backend.context_length, overhead)
+        if not cache or not facts.is_known:
+            return need
+        ranks = self.gpu_count(backend, EngineSettings()) or 1
+        return replace(need, cache_bytes=int(cache) * (ranks if on_gpu else 1))
+
+    def memory_flags(
+        self, backend: BackendSettings, facts: WeightFacts, limit_bytes: int, total_bytes: int
+    ) -> list[str]:
+        """``--gpu-memory-utilization``, unless the operator has set it or the size of the cache."""
+        if number_said(OPTIONS, backend, *SHARE_FLAGS, "kv-cache-memory-bytes") is not None:
+            return []
+        return ["--gpu-memory-utilization", f"{int(1000 * limit_bytes / total_bytes) / 1000:g}"]
+
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """vLLM reports the root cause above its last lines ("See root cause above"): the whole tail is searched."""
         return diagnose(PATTERNS, status, tail)
@@ -391,3 +436,11 @@ def _open_door(env: Mapping[str, str]) -> Iterator[Objection]:
     for name in DEV_ENV.keys() & env.keys():
         message = "opens vLLM's development endpoints, which no key guards and which can run any code"
         yield Objection(("env", name), message, "remove it; options.sleep opens what it needs, on a Unix socket")
+
+
+def _gib_in(text: str | None) -> float | None:
+    """*text* in GiB as bytes; None for none, and for the 0 that leaves the size to vLLM."""
+    try:
+        return float(text or 0) * GIB or None
+    except ValueError:
+        return None
