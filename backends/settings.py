@@ -112,6 +112,14 @@ class BackendSettings:
     readiness: Literal["generate", "embed", "models"] = "generate"
     """What proves READY: one generated token, one embedding, or (external only) the model list."""
     timing: Timing = field(default_factory=Timing)
+    gpus: tuple[int, ...] | None = None
+    """The GPUs it may run on, by index; none: the CPU; None: whichever has room."""
+    memory_bytes: int | None = None
+    """What it takes of each of its GPUs, or of the host's memory; None: as reckoned, or as an earlier run showed."""
+    is_pinned: bool = False
+    """Never asked to make room for another."""
+    min_residency_s: float = 30.0
+    """READY for so long before it can be asked to make room."""
 
     @property
     def model_name(self) -> str:
