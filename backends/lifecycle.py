@@ -11,6 +11,9 @@ Three ways for a process to be gone:
 *Exited*, gone and we had asked; *Crashed*, gone unasked and worth a retry; *Rejected*, it would fail the same way
 again (bad flag, missing weights, out of memory at load), so retrying only hides the reason from the operator.
 
+YIELDING makes room for another backend: like DRAINING, but running requests are never cut, and those who wait are kept
+for the start that follows. It ends in a stop, or asleep: the process stays, its GPU memory is given back.
+
 ``python -m backends.lifecycle`` prints the table as Markdown; `backends/DESIGN.md` holds that output and a test keeps
 the two equal.
 """
@@ -27,6 +30,8 @@ class State(StrEnum):
     STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
+    YIELDING = "yielding"
+    SLEEPING = "sleeping"
     DRAINING = "draining"
     STOPPING = "stopping"
     RECYCLING = "recycling"
@@ -41,6 +46,8 @@ class Event(StrEnum):
     STOP_REQUESTED = "StopRequested"
     BECAME_READY = "BecameReady"
     BECAME_UNHEALTHY = "BecameUnhealthy"
+    YIELD_REQUESTED = "YieldRequested"
+    FELL_ASLEEP = "FellAsleep"
     START_TIMED_OUT = "StartTimedOut"
     DRAINED = "Drained"
     DRAIN_TIMED_OUT = "DrainTimedOut"
@@ -60,6 +67,9 @@ class Effect(StrEnum):
     KILL = "kill"
     WATCH_HEALTH = "watch health"
     AWAIT_DRAIN = "refuse leases; await drain"
+    AWAIT_LEASES = "refuse leases; await their return"
+    WAKE_ENGINE = "wake engine"
+    AWAIT_IDLE = "unload when idle"
     SCHEDULE_RETRY_OR_GIVE_UP = "schedule retry or give up"
     CANCEL_RETRY = "cancel retry"
     RESET_ATTEMPTS = "reset attempts"
@@ -79,6 +89,16 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, tuple[Effect, ...]]] = {
     (S.READY, E.CRASHED): (S.BACKOFF, (F.SCHEDULE_RETRY_OR_GIVE_UP,)),
     (S.READY, E.BECAME_UNHEALTHY): (S.RECYCLING, (F.SIGNAL,)),
     (S.READY, E.STOP_REQUESTED): (S.DRAINING, (F.AWAIT_DRAIN,)),
+    (S.READY, E.YIELD_REQUESTED): (S.YIELDING, (F.AWAIT_LEASES,)),
+    (S.YIELDING, E.DRAINED): (S.STOPPING, (F.SIGNAL,)),
+    (S.YIELDING, E.FELL_ASLEEP): (S.SLEEPING, (F.AWAIT_IDLE,)),
+    (S.YIELDING, E.STOP_REQUESTED): (S.DRAINING, (F.AWAIT_DRAIN,)),
+    (S.YIELDING, E.CRASHED): (S.STOPPED, (F.FAIL_WAITERS,)),
+    (S.SLEEPING, E.START_REQUESTED): (S.STARTING, (F.RESET_ATTEMPTS, F.WAKE_ENGINE)),
+    (S.SLEEPING, E.YIELD_REQUESTED): (S.STOPPING, (F.SIGNAL,)),
+    (S.SLEEPING, E.STOP_REQUESTED): (S.STOPPING, (F.SIGNAL,)),
+    (S.SLEEPING, E.CRASHED): (S.STOPPED, (F.FAIL_WAITERS,)),
+    (S.STARTING, E.YIELD_REQUESTED): (S.STOPPING, (F.SIGNAL,)),
     (S.DRAINING, E.DRAINED): (S.STOPPING, (F.SIGNAL,)),
     (S.DRAINING, E.DRAIN_TIMED_OUT): (S.STOPPING, (F.SIGNAL,)),
     (S.DRAINING, E.CRASHED): (S.STOPPED, (F.FAIL_WAITERS,)),
@@ -94,11 +114,14 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, tuple[Effect, ...]]] = {
     (S.FAILED, E.STOP_REQUESTED): (S.STOPPED, ()),
 }
 
-HAS_PROCESS = frozenset({S.STARTING, S.READY, S.DRAINING, S.STOPPING, S.RECYCLING})
+HAS_PROCESS = frozenset({S.STARTING, S.READY, S.YIELDING, S.SLEEPING, S.DRAINING, S.STOPPING, S.RECYCLING})
 """States in which a process of this backend may be alive."""
 
-LEAVING = frozenset({S.DRAINING, S.STOPPING})
-"""States on the way to STOPPED: a start asked for here is remembered and replayed there."""
+LEAVING = frozenset({S.YIELDING, S.DRAINING, S.STOPPING})
+"""States on the way to RESTING: a start asked for here is remembered and replayed there."""
+
+RESTING = frozenset({S.STOPPED, S.SLEEPING})
+"""States that a start leaves at once."""
 
 
 class IllegalTransition(Exception):

@@ -31,6 +31,9 @@ class Prober(Protocol):
     async def prove(self, spec: LaunchSpec, timeout_s: float) -> None:
         """One real token. Raises ProbeFailed, or httpx.RequestError when there was no answer."""
 
+    async def tell(self, spec: LaunchSpec, request: Call, timeout_s: float) -> Any:
+        """Send *request*; the answer's JSON, None without any. Raises ProbeFailed, or httpx.RequestError."""
+
 
 def client_for(address: Address, timeout_s: float) -> httpx.AsyncClient:
     """A client for one address. The environment's proxies are not used: engines are on this machine."""
@@ -73,6 +76,17 @@ class HttpProber:
             )
         if not _holds(answer, spec.probe.proof_pointer):
             raise ProbeFailed(f"the readiness request brought no result back: {answer.text[:300]}")
+
+    async def tell(self, spec: LaunchSpec, request: Call, timeout_s: float) -> Any:
+        """Send *request*; the answer's JSON, None without any. Raises ProbeFailed, or httpx.RequestError."""
+        async with client_for(spec.address, timeout_s) as client:
+            answer = await call(client, spec, request)
+        if not answer.is_success:
+            raise ProbeFailed(f"{request.target} was answered {answer.status_code}: {answer.text[:300]}")
+        try:
+            return answer.json()
+        except ValueError:
+            return None
 
 
 def _holds(answer: httpx.Response, pointer: tuple[str | int, ...]) -> bool:

@@ -66,6 +66,9 @@ class EngineRun(Protocol):
     def kill(self) -> None:
         """KILL to everything of the run."""
 
+    def pids(self) -> Sequence[int]:
+        """Its living processes. Blocks for some milliseconds."""
+
     def bytes_read(self) -> int:
         """Bytes all its processes have read from files so far: a load that goes on. Blocks for some milliseconds."""
 
@@ -99,6 +102,10 @@ class Attachment:
         """Let go of the address."""
         self._ended.set()
 
+    def pids(self) -> Sequence[int]:
+        """None of ours."""
+        return ()
+
     def bytes_read(self) -> int:
         """Nothing is known of it."""
         return 0
@@ -129,6 +136,10 @@ class ShimmedRun:
     def kill(self) -> None:
         """KILL to everything of the run."""
         self._command(COMMAND_KILL)
+
+    def pids(self) -> Sequence[int]:
+        """The engine and all it has started, without the shim."""
+        return [entry.pid for entry in members(self._marker, session=self.session) if entry.pid != self.session]
 
     def bytes_read(self) -> int:
         """Sum of ``rchar`` over the run's processes (proc(5)): page cache reads count, which is what a reload does."""

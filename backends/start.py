@@ -15,6 +15,7 @@ import httpx
 
 from backends.adapter import Adapter, LaunchSpec
 from backends.address import Address
+from backends.demand import Wish, sleep_of
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.downloader import NO_MODELS_DIR, Downloader, DownloadProgress
 from backends.kill_set import read_entry
@@ -27,6 +28,7 @@ from backends.probing import ProbeFailed, Prober
 from backends.process import EngineRun, Launcher, SpawnFailed
 from backends.records import ProcessRecord, ProcessRecords
 from backends.resolving import NOWHERE, Environments, EnvironmentUnusable
+from backends.room import BOUNDLESS, Grant, NoRoom, Room, Tenant
 from backends.run_folder import TargetMissing, remove_run_folder, write_run_folder
 from backends.settings import BackendSettings, EngineSettings
 from backends.sources import HubSource
@@ -39,6 +41,10 @@ MIN_PROGRESS_BYTES = 1024 * 1024
 GATE_HOLD_S = 120.0
 """One start keeps the others waiting no longer than this: one that hangs must not hang them all."""
 QUEUED = "queued behind another start"
+SLEEP_LIMIT_S = 60.0
+"""So long may an engine take to fall asleep: it copies its weights into the host's memory."""
+MEASURE_EVERY_S = 30.0
+"""Between two looks at the memory a READY run takes."""
 TAIL_LINES = 400
 """How far back a diagnosis looks: vLLM prints its root cause well above its last line."""
 
@@ -61,6 +67,8 @@ class Host:
     run_folders: Path
     environments: Environments = NOWHERE
     downloader: Downloader = NO_MODELS_DIR
+    room: Room = BOUNDLESS
+    """Who grants memory, before the gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +97,13 @@ class Start:
         host: Host,
         log: BackendLog,
         tell: Callable[[Occurrence], None],
+        tenant: Tenant,
     ) -> None:
         self.generation = generation
         self.phase = QUEUED
         self.is_ready = False
+        self.is_asleep = False
+        """Whether its GPU memory is given back."""
         self.spec: LaunchSpec | None = None
         self._backend = backend
         self._engine = engine
@@ -101,6 +112,9 @@ class Start:
         self._host = host
         self._log = log
         self._tell = tell
+        self._tenant = tenant
+        self._wish = Wish(backend, engine, adapter)
+        self._napping: asyncio.Task[None] | None = None
         self._run: EngineRun | None = None
         self._verdict: Diagnosis | None = None
         self._stop = asyncio.Event()
@@ -119,6 +133,7 @@ class Start:
     def terminate(self) -> None:
         """TERM to the engine, now or as soon as it is there."""
         self._stop.set()
+        self._end_nap()
         if self._run is not None:
             self._run.terminate()
 
@@ -126,8 +141,27 @@ class Start:
         """KILL to everything of the run, now or as soon as it is there."""
         self._kill_wanted = True
         self._stop.set()
+        self._end_nap()
         if self._run is not None:
             self._run.kill()
+
+    def fall_asleep(self) -> None:
+        """Send a READY engine to sleep: FellAsleep is told; or Drained, when it cannot, so that it is stopped."""
+        self._nap(self._fall_asleep())
+
+    def wake(self) -> None:
+        """Wake it, as soon as there is room: told like the end of a start."""
+        self.phase = "waking up"
+        self._nap(self._wake())
+
+    def _nap(self, work: Coroutine[Any, Any, None]) -> None:
+        self._end_nap()
+        self._napping = asyncio.create_task(work, name=f"nap {self._backend.name}#{self.generation}")
+
+    def _end_nap(self) -> None:
+        if self._napping is not None:
+            self._napping.cancel()
+            self._napping = None
 
     async def gone(self) -> None:
         """Until nothing of the run is left."""
@@ -149,6 +183,8 @@ class Start:
             # This machine's state, not the configuration's: it may be better at the next try.
             message = f"The engine could not be started: {problem}."
             diagnosis = Diagnosis("host_refused", message, "Free what is short: disk, ports or processes.")
+        except NoRoom as problem:
+            diagnosis = problem.diagnosis
         except EnvironmentUnusable as problem:
             message = f"The engine's environment cannot be used: {problem}."
             # No full stop after it: a remedy often ends in a command to be copied.
@@ -174,13 +210,24 @@ class Start:
         folder = self._host.run_folders / file_name(self._backend.name, "")
         gate = _Gate(self._host.start_gate)
         try:
-            self.spec = await self._described(engine, place, folder)
+            spec = self.spec = await self._described(engine, place, folder)
+            if spec.argv:
+                # Room first, then the gate: whoever is inside the gate waits for nobody outside it.
+                self._wish = replace(self._wish, engine=engine)
+                grant = await self._room()
+                if grant is None:
+                    return None
+                self.phase = QUEUED
+                # What the operator's environment says wins.
+                self.spec = replace(spec, argv=(*spec.argv, *grant.flags), env={**grant.env, **spec.env})
             if self.spec.argv and not await gate.enter(unless=self._stop):
                 return None
             if self.spec.files:
                 await asyncio.to_thread(write_run_folder, folder, self.spec.files)
             return await self._spawn_and_wait(self.spec, gate)
         finally:
+            self._end_nap()
+            self._host.room.release(self._backend.name)
             gate.leave()
             if self.spec is not None and self.spec.files:
                 remove_run_folder(folder)
@@ -246,12 +293,69 @@ class Start:
         readying.add_done_callback(lambda _: gate.leave())
         hold = asyncio.get_running_loop().call_later(GATE_HOLD_S, gate.leave)
         readying.add_done_callback(self._look_for_mistake)
+        measuring = asyncio.create_task(self._measure(readying, run), name=f"measure {self._backend.name}")
         try:
             return await run.wait()
         finally:
             hold.cancel()
-            readying.cancel()
-            await asyncio.wait([readying])
+            for task in (readying, measuring):
+                task.cancel()
+            await asyncio.wait([readying, measuring])
+
+    async def _measure(self, readying: asyncio.Task[None], run: EngineRun) -> None:
+        """Tell the room what the run takes, from READY on: its next start is reckoned by that."""
+        await asyncio.wait([readying])
+        while self.is_ready:
+            await self._host.room.measure(self._backend.name, run.pids)
+            await asyncio.sleep(MEASURE_EVERY_S)
+
+    async def _room(self) -> Grant | None:
+        return await self._host.room.acquire(self._tenant, self._wish, self._stop, self._say_phase)
+
+    def _say_phase(self, phase: str) -> None:
+        self.phase = phase
+        self._log.note(phase)
+
+    async def _fall_asleep(self) -> None:
+        sleep = sleep_of(self._wish)
+        assert sleep is not None
+        assert self.spec is not None
+        try:
+            async with asyncio.timeout(SLEEP_LIMIT_S):
+                await self._host.prober.tell(self.spec, sleep.sleep, SLEEP_LIMIT_S)
+                answer = await self._host.prober.tell(self.spec, sleep.is_sleeping, HEALTH_TIMEOUT_S)
+        except (ProbeFailed, httpx.RequestError, TimeoutError) as problem:
+            self._log.note(f"it did not fall asleep, and is stopped instead: {problem}")
+            self._tell(Occurrence(self.generation, Event.DRAINED))
+            return
+        if not (isinstance(answer, dict) and answer.get("is_sleeping") is True):
+            self._log.note(f"it says that it does not sleep, and is stopped instead: {answer}")
+            self._tell(Occurrence(self.generation, Event.DRAINED))
+            return
+        self.is_asleep = True
+        self._host.room.fell_asleep(self._backend.name)
+        self._tell(Occurrence(self.generation, Event.FELL_ASLEEP))
+
+    async def _wake(self) -> None:
+        sleep = sleep_of(self._wish)
+        assert sleep is not None
+        assert self.spec is not None
+        try:
+            if await self._room() is None:
+                return
+            self.is_asleep = False
+            self.phase = "waking up"
+            async with asyncio.timeout(self._timing.start_timeout_s):
+                for call in sleep.wake:
+                    await self._host.prober.tell(self.spec, call, self._timing.start_timeout_s)
+                await self._until_proven(self.spec)
+        except NoRoom as refusal:
+            self._tell(Occurrence(self.generation, Event.START_TIMED_OUT, refusal.diagnosis))
+        except (ProbeFailed, _Refused, httpx.RequestError, TimeoutError) as problem:
+            self._give_up(f"The engine did not wake up: {str(problem) or 'it took too long'}.")
+        else:
+            self.phase = ""
+            self._tell(Occurrence(self.generation, Event.BECAME_READY))
 
     def _look_for_mistake(self, readying: asyncio.Task[None]) -> None:
         mistake = None if readying.cancelled() else readying.exception()
@@ -316,6 +420,10 @@ class Start:
         while not await self._answers(spec):
             await progress.check()
             await asyncio.sleep(pause_s)
+
+    async def _until_proven(self, spec: LaunchSpec) -> None:
+        while not await self._answers(spec):  # noqa: ASYNC110 - it happens in another process
+            await asyncio.sleep(POLL_LAST_S)
 
     async def _answers(self, spec: LaunchSpec) -> bool:
         try:

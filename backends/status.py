@@ -26,7 +26,12 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """A backend as people are shown it. *since_s*: seconds in this state; *retry_in_s*: until the next start."""
+    """A backend as people are shown it. *since_s*: seconds in this state; *retry_in_s*: until the next start.
+
+    *memory_bytes* is what it was granted, in all, on *gpus*, or of the host's memory without any; *idle_s* the seconds
+    since its last request, None while there is one. *has_given_room*: it made room for another, and its next request
+    brings it back.
+    """
 
     name: str
     engine: str
@@ -42,3 +47,8 @@ class BackendStatus:
     on_demand: bool
     log: str
     diagnosis: Diagnosis | None
+    memory_bytes: int = 0
+    gpus: tuple[int, ...] = ()
+    idle_s: float | None = None
+    is_pinned: bool = False
+    has_given_room: bool = False

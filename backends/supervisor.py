@@ -10,6 +10,9 @@ Messages from a run carry its generation; those of an earlier run are dropped. A
 leaving is remembered and replayed when it has stopped. Every waiter is answered on every way out: READY wakes them,
 FAILED and STOPPED fail them with the reason, and each has a deadline of its own.
 
+Asked to yield by another's start, it grants no more leases, lets those it gave come back in their own time, and leaves,
+or sleeps where its engine can. What is asked of it meanwhile is remembered like any start, and queues for room again.
+
 Leases are granted here too, synchronously: between the look at the state and the count there is no await, so a
 backend that drains cannot be handed out. Readers elsewhere (`status`) are for showing, never for deciding.
 """
@@ -24,10 +27,12 @@ from dataclasses import dataclass
 
 from backends.adapter import Adapter
 from backends.backoff import Attempts, after_failure, retry_delay_s
+from backends.devices import HOST
 from backends.diagnosis import Diagnosis
 from backends.lease import BackendUnavailable, Lease
-from backends.lifecycle import LEAVING, Effect, Event, State, is_legal, next_step
+from backends.lifecycle import LEAVING, RESTING, Effect, Event, State, is_legal, next_step
 from backends.logs import BackendLog
+from backends.room import Occupancy
 from backends.settings import BackendSettings, EngineSettings
 from backends.start import Host, Occurrence, Start
 from backends.status import BackendStatus, Transition
@@ -37,6 +42,8 @@ EARLY_STOP_GRACE_S = 5.0
 """From TERM to KILL of an engine that is still starting: nothing runs on it, and vLLM may not even have its signal
 handlers yet (vllm#32116)."""
 KILL_AGAIN_S = 10.0
+
+_HAS_BEEN_READY = frozenset({State.READY, State.YIELDING, State.SLEEPING, State.DRAINING})
 
 _log = logging.getLogger("unigate.backends")
 
@@ -75,6 +82,8 @@ class Supervisor:
         self._generation = 0
         self._start: Start | None = None
         self._start_again = False
+        self._may_sleep = False
+        self._has_given_room = False
         self._is_over = False
         self._attempts = Attempts()
         self._restarts = 0
@@ -86,7 +95,7 @@ class Supervisor:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._health: asyncio.Task[None] | None = None
         self._clock = asyncio.get_running_loop().time
-        self._since = self._started_at = self._last_answer_at = self._clock()
+        self._since = self._started_at = self._last_answer_at = self._last_used_at = self._clock()
 
     def __repr__(self) -> str:
         return (
@@ -114,6 +123,16 @@ class Supervisor:
         else:
             self._inbox.put_nowait(request)
         return request.taken
+
+    def request_yield(self, *, sleep: bool) -> None:
+        """Make room for another: refuse leases, wait for those granted, then *sleep* or stop. No effect on one that
+        is neither READY nor asleep, nor on a later run than this."""
+        self._may_sleep = sleep
+        self._inbox.put_nowait(Occurrence(self._generation, Event.YIELD_REQUESTED))
+
+    def occupancy(self) -> Occupancy:
+        """How it stands, for choosing who makes room."""
+        return Occupancy(self._state, self._leases, self._since, self._last_used_at)
 
     def end_drain(self) -> None:
         """Wait no longer for the leases of a backend that drains."""
@@ -146,6 +165,7 @@ class Supervisor:
         """How it stands now."""
         start = self._start
         now = self._clock()
+        claims = self._host.room.claims(self.backend.name)
         retry_in_s = max(0.0, self._timer.when() - now) if self._timer and self._state is State.BACKOFF else None
         return BackendStatus(
             name=self.backend.name,
@@ -162,6 +182,11 @@ class Supervisor:
             on_demand=self.backend.on_demand,
             log=str(self.log.path),
             diagnosis=self._diagnosis if self._state is not State.READY else None,
+            memory_bytes=sum(claims.values()),
+            gpus=tuple(sorted(index for index in claims if index != HOST)),
+            idle_s=None if self._leases else now - self._last_used_at,
+            is_pinned=self.backend.is_pinned,
+            has_given_room=self._has_given_room,
         )
 
     def try_lease(self) -> Lease | None:
@@ -169,6 +194,7 @@ class Supervisor:
         if self._state is not State.READY or self._start is None or self._start.spec is None:
             return None
         self._leases += 1
+        self._last_used_at = self._clock()
         spec = self._start.spec
         return Lease(self.backend, spec.address, spec.authorization, self._lease_returned)
 
@@ -203,12 +229,16 @@ class Supervisor:
 
     def _lease_returned(self, answered: bool) -> None:
         self._leases -= 1
+        self._last_used_at = self._clock()
         if answered:
             self._last_answer_at = self._clock()
         if self._leases == 0:
             if self._state is State.DRAINING:
                 self._ask(Event.DRAINED)
+            elif self._state is State.YIELDING:
+                self._leave()
             self._arm_idle_timer()
+            self._host.room.look_again()
 
     def _describe(self) -> str:
         start = self._start
@@ -259,7 +289,11 @@ class Supervisor:
                 return
             event = message.event or self._event_of_end(message.diagnosis)
             diagnosis = message.diagnosis
-            if event is Event.STOP_REQUESTED and (self._leases > 0 or self._state is not State.READY):
+            if event is Event.YIELD_REQUESTED and self._state is State.STARTING:
+                if self._start is None or not self._start.is_asleep:
+                    return  # it has room by now, or never slept
+                self._start_again = True
+            if event is Event.STOP_REQUESTED and (self._leases > 0 or self._state not in (State.READY, State.SLEEPING)):
                 # The idle timer, too late: a lease was taken meanwhile, and its return arms the timer again; or the
                 # backend is leaving already, and a start asked for since must not be forgotten.
                 return
@@ -273,7 +307,7 @@ class Supervisor:
         # Requests that ask for what already is, timers overtaken by what they waited for: rightly too late.
         if is_legal(self._state, event):
             self._apply(event, diagnosis)
-            if self._state is State.STOPPED and self._start_again:
+            if self._state in RESTING and self._start_again:
                 self._start_again = False
                 self._apply(Event.START_REQUESTED, None)
 
@@ -291,9 +325,15 @@ class Supervisor:
         self._end_timers()
         self._keep_diagnosis(event, diagnosis)
         if event in (Event.CRASHED, Event.BECAME_UNHEALTHY, Event.START_TIMED_OUT):
-            ready_for_s = now - self._since if before in (State.READY, State.DRAINING) else None
+            ready_for_s = now - self._since if before in _HAS_BEEN_READY else None
             self._attempts = after_failure(self._attempts, self._timing, ready_for_s)
         self._state, self._since = step.state, now
+        if event is Event.YIELD_REQUESTED:
+            self._has_given_room = True
+        elif event is Event.STOP_REQUESTED or step.state in (State.READY, State.FAILED, State.BACKOFF):
+            self._has_given_room = False
+        if event is Event.START_REQUESTED:
+            self._started_at = now
         if event is Event.BACKOFF_ELAPSED:
             self._restarts += 1
         for effect in step.effects:
@@ -322,6 +362,7 @@ class Supervisor:
         for entry in [entry for entry in self._settling if transition.after in entry[0]]:
             if not entry[1].done():
                 entry[1].set_result(None)
+        self._host.room.look_again()
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -338,6 +379,14 @@ class Supervisor:
                 self._arm_idle_timer()
             case Effect.AWAIT_DRAIN:
                 self._await_drain()
+            case Effect.AWAIT_LEASES:
+                if self._leases == 0:
+                    self._leave()
+            case Effect.WAKE_ENGINE:
+                assert self._start is not None
+                self._start.wake()
+            case Effect.AWAIT_IDLE:
+                self._arm_idle_timer()
             case Effect.SCHEDULE_RETRY_OR_GIVE_UP:
                 self._schedule_retry()
             case Effect.CANCEL_RETRY:
@@ -353,7 +402,14 @@ class Supervisor:
         self._generation += 1
         self._started_at = self._clock()
         self._start = Start(
-            self._generation, self.backend, self._engine, self._adapter, self._host, self.log, self._inbox.put_nowait
+            self._generation,
+            self.backend,
+            self._engine,
+            self._adapter,
+            self._host,
+            self.log,
+            self._inbox.put_nowait,
+            self,
         )
         self._start.begin()
 
@@ -371,6 +427,13 @@ class Supervisor:
             self._ask(Event.DRAINED)
         else:
             self._post_later(self._timing.drain_timeout_s, Event.DRAIN_TIMED_OUT)
+
+    def _leave(self) -> None:
+        """Nobody uses it any more: it makes room."""
+        if self._may_sleep and self._start is not None:
+            self._start.fall_asleep()
+        else:
+            self._ask(Event.DRAINED)
 
     def _schedule_retry(self) -> None:
         delay_s = retry_delay_s(self._attempts, self._timing, random.random())  # noqa: S311 - jitter
@@ -404,7 +467,11 @@ class Supervisor:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
-        if self.backend.idle_unload_s is not None and self._state is State.READY and self._leases == 0:
+        if (
+            self.backend.idle_unload_s is not None
+            and self._state in (State.READY, State.SLEEPING)
+            and self._leases == 0
+        ):
             loop = asyncio.get_running_loop()
             self._idle_timer = loop.call_later(self.backend.idle_unload_s, self._idle_elapsed)
 

@@ -65,8 +65,8 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_where_nothing_will_come(self) -> None:
-        """In STOPPED, FAILED and READY every waiter has been answered."""
-        if self.state in (State.STOPPED, State.FAILED, State.READY):
+        """In STOPPED, SLEEPING, FAILED and READY every waiter has been answered."""
+        if self.state in (State.STOPPED, State.SLEEPING, State.FAILED, State.READY):
             assert self.waiting == 0
 
 

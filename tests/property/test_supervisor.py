@@ -17,10 +17,11 @@ from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import TRANSITIONS, State
 from backends.probing import ProbeFailed
 from backends.process import SpawnFailed
-from tests.unit.backends.fakes import CALM, OUT_OF_MEMORY, World, turns
+from tests.unit.backends.fakes import CALM, OUT_OF_MEMORY, SLEEPY, World, turns
 from tests.unit.backends.fakes import settings as backend_settings
 
 LIMIT_S = 30.0
+RESTED = (State.READY, State.STOPPED, State.SLEEPING, State.FAILED)
 
 HASTY = replace(
     CALM, stop_grace_s=0.003, drain_timeout_s=0.003, max_failed_starts=2, start_timeout_s=0.006, health_interval_s=0.002
@@ -42,6 +43,7 @@ class Play:
         world = self.world
         status = world.supervisor.status()
         assert len(world.launcher.alive) <= 1
+        assert len(world.room.granted) <= 2  # its run's, and while that wakes, the same again
         assert status.leases == len(self.held)
         assert status.waiting <= len([waiter for waiter in self.waiters if not waiter.done()])
         assert len(world.launcher.runs) <= [t.after for t in world.transitions].count(State.STARTING)
@@ -50,7 +52,7 @@ class Play:
         """Where nothing will come, nobody waits, once those who were told have gone."""
         state = self.world.state
         await turns()
-        if self.world.state is state and state in (State.READY, State.STOPPED, State.FAILED):
+        if self.world.state is state and state in RESTED:
             assert self.world.supervisor.status().waiting == 0
 
     async def wait(self) -> None:
@@ -107,6 +109,16 @@ class Play:
         for run in self.world.launcher.alive:
             run.deaf = self.world.launcher.deaf
 
+    def toggle_room(self) -> None:
+        """Starts wait for room from now on, or no more."""
+        room = self.world.room
+        room.may_grant.clear() if room.may_grant.is_set() else room.may_grant.set()
+
+    def make_sleepless(self) -> None:
+        """The engine does not fall asleep."""
+        for run in self.world.launcher.alive:
+            run.is_sleepless = True
+
     def break_command(self) -> None:
         """The next start cannot spawn."""
         self.world.launcher.failures.append(SpawnFailed("engine: no such file"))
@@ -121,6 +133,10 @@ ACTS: dict[str, Callable[[Play], object]] = {
     "stop": lambda play: play.world.supervisor.request_stop(),
     "end drain": lambda play: play.world.supervisor.end_drain(),
     "kill": lambda play: play.world.supervisor.kill(),
+    "yield": lambda play: play.world.supervisor.request_yield(sleep=False),
+    "sleep": lambda play: play.world.supervisor.request_yield(sleep=True),
+    "toggle room": Play.toggle_room,
+    "make sleepless": Play.make_sleepless,
     "idle": lambda play: play.world.supervisor._idle_elapsed(),
     "wait": Play.wait_in_background,
     "cancel a waiter": Play.cancel_a_waiter,
@@ -143,7 +159,7 @@ PAUSES: dict[str, Callable[[], Awaitable[None]]] = {
     "a moment": lambda: asyncio.sleep(0.004),
 }
 
-LIKELY = ["start", "answer", "answer", "try lease", "wait", *ACTS]
+LIKELY = ["start", "answer", "answer", "try lease", "wait", "sleep", *ACTS]
 """Acts to draw from: what leads to READY and to leases more often, else hardly any life would get that far."""
 
 steps = st.lists(st.tuples(st.sampled_from(LIKELY), st.sampled_from(["some turns", *PAUSES])), min_size=15, max_size=40)
@@ -160,7 +176,7 @@ async def stop(world: World) -> None:
 async def play_out(folder: Path, script: list[tuple[str, str]], is_orderly: bool) -> World:
     """Every step of *script*, then the end: a stop that is waited for, or a cancelled task."""
     async with asyncio.timeout(LIMIT_S):
-        world = World(folder, backend_settings(folder, HASTY), max_waiting=4)
+        world = World(folder, backend_settings(folder, HASTY, **SLEEPY), max_waiting=4)
         play = Play(world)
         await turns(1)
         for act, pause in script:
@@ -202,6 +218,7 @@ def test_whatever_is_done(folder: Path, script: list[tuple[str, str]], is_orderl
     assert world.launcher.alive == []
     assert world.launcher.most_alive <= 1
     assert world.records.read_all() == []
+    assert world.room.granted == []
     state = State.STOPPED
     for transition in world.transitions:
         assert transition.before is state

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from backends.adapter import LaunchSpec
+from backends.adapter import Call, LaunchSpec
+from backends.demand import Wish
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.downloader import DownloadProgress
 from backends.engines import ADAPTERS
@@ -20,6 +21,7 @@ from backends.logs import BackendLog
 from backends.places import Places
 from backends.process import SpawnFailed
 from backends.records import ProcessRecords
+from backends.room import Boundless, Grant, Tenant
 from backends.settings import BackendSettings, EngineSettings, Timing
 from backends.sources import HubSource
 from backends.start import Host
@@ -66,6 +68,10 @@ class FakeRun:
     is_answering: asyncio.Event = field(default_factory=asyncio.Event)
     is_well: bool = True
     health_calls: int = 0
+    calls: list[str] = field(default_factory=list)
+    may_nap: asyncio.Event = field(default_factory=asyncio.Event)
+    is_asleep: bool = False
+    is_sleepless: bool = False
     refusal: Exception | None = None
     read_bytes: Callable[[], int] = lambda: 0
 
@@ -85,6 +91,10 @@ class FakeRun:
         self.kills_ignored -= 1
         if self.kills_ignored < 0:
             self.end(ExitStatus(signal=9))
+
+    def pids(self) -> list[int]:
+        """One, its number."""
+        return [self.number]
 
     def bytes_read(self) -> int:
         """What the test says."""
@@ -127,6 +137,7 @@ class FakeLauncher:
         if self.failures:
             raise self.failures.pop(0)
         run = FakeRun(len(self.runs) + 1, spec, marker, on_line, deaf=self.deaf, session=self.session)
+        run.may_nap.set()
         self.runs.append(run)
         self.most_alive = max(self.most_alive, len(self.alive))
         self._changed.set()
@@ -170,6 +181,57 @@ class FakeProber:
         refusal = self._run(spec).refusal
         if refusal is not None:
             raise refusal
+
+    async def tell(self, spec: LaunchSpec, request: Call, timeout_s: float) -> Any:
+        """Sleep and wake as asked, unless the run is sleepless; raises the run's refusal."""
+        run = self._run(spec)
+        run.calls.append(request.target)
+        if run.refusal is not None:
+            raise run.refusal
+        await run.may_nap.wait()
+        if request.target.startswith("/sleep"):
+            run.is_asleep = not run.is_sleepless
+        elif request.target.startswith("/wake"):
+            run.is_asleep = False
+        return {"is_sleeping": run.is_asleep}
+
+
+class FakeRoom(Boundless):
+    """Grants at once while *may_grant*; keeps who has room, and who was said to sleep."""
+
+    def __init__(self) -> None:
+        self.may_grant = asyncio.Event()
+        self.may_grant.set()
+        self.granted: list[str] = []
+        self.asleep: list[str] = []
+        self.looks = 0
+
+    async def acquire(
+        self, tenant: Tenant, wish: Wish, unless: asyncio.Event, tell: Callable[[str], None]
+    ) -> Grant | None:
+        """A grant once the test lets it, None once *unless* is set."""
+        if not self.may_grant.is_set():
+            tell("waiting for memory: 2.0 GiB needed, 1.0 free")
+        waits = [asyncio.create_task(event.wait()) for event in (self.may_grant, unless)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if unless.is_set():
+            return None
+        self.granted.append(wish.backend.name)
+        return Grant(env={"GRANTED": "yes"}, flags=("--granted",))
+
+    def release(self, backend: str) -> None:
+        """It has none any more."""
+        self.granted = [name for name in self.granted if name != backend]
+
+    def fell_asleep(self, backend: str) -> None:
+        """Kept."""
+        self.asleep.append(backend)
+
+    def look_again(self) -> None:
+        """Counted."""
+        self.looks += 1
 
 
 class FakeDownloader:
@@ -220,6 +282,7 @@ class World:
         self._published = asyncio.Event()
         self.records = ProcessRecords(folder / "records")
         self.downloader = FakeDownloader()
+        self.room = FakeRoom()
         self.host = Host(
             self.launcher,
             FakeProber(self.launcher),
@@ -228,6 +291,7 @@ class World:
             asyncio.Semaphore(1),
             folder / "runs",
             downloader=self.downloader,
+            room=self.room,
         )
         self.log = BackendLog(folder / "backend.log")
         self.supervisor = Supervisor(
@@ -285,6 +349,10 @@ def settings(folder: Path, timing: Timing = CALM, **others: Any) -> BackendSetti
     """A vLLM backend called ``m``."""
     backend = BackendSettings(name="m", engine="vllm", weights=folder, timing=timing)
     return replace(backend, **others)
+
+
+SLEEPY: dict[str, Any] = {"options": {"sleep": True}}
+"""What makes vLLM one that can sleep."""
 
 
 @contextlib.asynccontextmanager

@@ -31,6 +31,7 @@ def test_every_engine_tells_its_memory(adapter: Adapter, on_gpu: bool) -> None:
     [
         ("vllm", {}, (), 1),
         ("vllm", {"tensor_parallel_size": 2, "pipeline-parallel-size": 2}, (), 4),
+        ("vllm", {"options": {"tensor_parallel": 4}}, (), 4),
         ("lmdeploy", {"tp": 2}, (), 2),
         ("llamacpp", {}, (), 0),
         ("llamacpp", {"n-gpu-layers": 99}, (), None),
@@ -82,15 +83,3 @@ def test_a_limit_reaches_the_engine(engine: str, args: dict[str, Any], flags: li
     """An engine that would take all it finds is told its limit, unless the operator has told it another."""
     backend = backend_of(ADAPTERS[engine], args=args)
     assert ADAPTERS[engine].memory_flags(backend, KNOWN, 12 * GIB, 24 * GIB) == flags
-
-
-def test_vllm_sleeps_when_it_was_started_for_it() -> None:
-    """Sleeping needs the flag and the development mode; one of them is not enough."""
-    adapter = ADAPTERS["vllm"]
-    both = backend_of(adapter, args={"enable-sleep-mode": True}, env={"VLLM_SERVER_DEV_MODE": "1"})
-    sleep = adapter.sleep(both)
-    assert sleep is not None
-    assert sleep.sleep.target.startswith("/sleep?level=1")
-    assert [call.target for call in sleep.wake] == ["/wake_up"]
-    assert adapter.sleep(backend_of(adapter, args={"enable-sleep-mode": True})) is None
-    assert adapter.sleep(backend_of(adapter, env={"VLLM_SERVER_DEV_MODE": "1"})) is None

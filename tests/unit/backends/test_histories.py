@@ -11,8 +11,9 @@ import pytest
 
 from backends.diagnosis import ExitStatus
 from backends.lifecycle import TRANSITIONS, Event, State
+from backends.probing import ProbeFailed
 from backends.settings import Timing
-from tests.unit.backends.fakes import CALM, OUT_OF_MEMORY, World, living_backend, settings, turns
+from tests.unit.backends.fakes import CALM, OUT_OF_MEMORY, SLEEPY, World, living_backend, settings, turns
 
 
 class Step(NamedTuple):
@@ -207,6 +208,145 @@ HISTORIES = {
         ),
         State.STOPPED,
     ),
+    "yielded to another, it stops": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("yield", "YieldRequested Drained Exited"),
+        ),
+        State.STOPPED,
+    ),
+    "it yields when its last lease is back": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("lease"),
+            Step("yield", "YieldRequested"),
+            Step("end drain"),
+            Step("return", "Drained Exited"),
+        ),
+        State.STOPPED,
+        replace(CALM, drain_timeout_s=0.001),
+    ),
+    "a start asked for while yielding is replayed": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("lease"),
+            Step("yield", "YieldRequested"),
+            Step("start"),
+            Step("return", "Drained Exited StartRequested"),
+            Step("answer", "BecameReady"),
+        ),
+        State.READY,
+    ),
+    "stopped while yielding, it has its drain's time": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("lease"),
+            Step("yield", "YieldRequested"),
+            Step("stop", "StopRequested DrainTimedOut Exited"),
+            Step("return"),
+        ),
+        State.STOPPED,
+        replace(CALM, drain_timeout_s=0.01),
+    ),
+    "a crash while yielding": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("lease"),
+            Step("yield", "YieldRequested"),
+            Step("crash", "Crashed"),
+            Step("return"),
+        ),
+        State.STOPPED,
+    ),
+    "asleep and awake again": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("sleep", "YieldRequested FellAsleep"),
+            Step("start", "StartRequested BecameReady"),
+        ),
+        State.READY,
+    ),
+    "a start asked for while falling asleep wakes it": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("drowsy from now"),
+            Step("sleep", "YieldRequested"),
+            Step("start"),
+            Step("nod off", "FellAsleep StartRequested BecameReady"),
+        ),
+        State.READY,
+    ),
+    "one that does not fall asleep is stopped": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("sleepless from now"),
+            Step("sleep", "YieldRequested Drained Exited"),
+        ),
+        State.STOPPED,
+    ),
+    "one that will not wake is started anew": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("sleep", "YieldRequested FellAsleep"),
+            Step("refuse from now"),
+            Step("start", "StartRequested StartTimedOut Exited BackoffElapsed"),
+            Step("answer", "BecameReady"),
+        ),
+        State.READY,
+    ),
+    "stopped asleep": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("sleep", "YieldRequested FellAsleep"),
+            Step("stop", "StopRequested Exited"),
+        ),
+        State.STOPPED,
+    ),
+    "killed asleep, nobody misses it": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("sleep", "YieldRequested FellAsleep"),
+            Step("crash", "Crashed"),
+        ),
+        State.STOPPED,
+    ),
+    "asleep, it yields what is left": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("sleep", "YieldRequested FellAsleep"),
+            Step("yield", "YieldRequested Exited"),
+        ),
+        State.STOPPED,
+    ),
+    "waiting to wake, it yields what is left, and starts anew": History(
+        (
+            Step("start", "StartRequested"),
+            Step("answer", "BecameReady"),
+            Step("sleep", "YieldRequested FellAsleep"),
+            Step("no room from now"),
+            Step("start", "StartRequested"),
+            Step("yield", "YieldRequested Exited StartRequested"),
+        ),
+        State.STARTING,
+    ),
+    "a start that never slept does not yield": History(
+        (Step("start", "StartRequested"), Step("yield"), Step("answer", "BecameReady")), State.READY
+    ),
+    "stopped while it waits for room": History(
+        (Step("no room from now"), Step("start", "StartRequested"), Step("stop", "StopRequested Exited")), State.STOPPED
+    ),
     "what already is need not be asked for": History(
         (
             Step("stop"),
@@ -264,6 +404,38 @@ async def _return(world: World) -> None:
     world.leases.pop().release()
 
 
+async def _yield(world: World) -> None:
+    world.supervisor.request_yield(sleep=False)
+
+
+async def _sleep(world: World) -> None:
+    world.supervisor.request_yield(sleep=True)
+
+
+async def _end_drain(world: World) -> None:
+    world.supervisor.end_drain()
+
+
+async def _drowsy_from_now(world: World) -> None:
+    (await world.run()).may_nap.clear()
+
+
+async def _nod_off(world: World) -> None:
+    (await world.run()).may_nap.set()
+
+
+async def _sleepless_from_now(world: World) -> None:
+    (await world.run()).is_sleepless = True
+
+
+async def _refuse_from_now(world: World) -> None:
+    (await world.run()).refusal = ProbeFailed("503")
+
+
+async def _no_room_from_now(world: World) -> None:
+    world.room.may_grant.clear()
+
+
 ACTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "start": _start,
     "stop": _stop,
@@ -275,13 +447,21 @@ ACTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "deaf from now": _deaf_from_now,
     "lease": _lease,
     "return": _return,
+    "yield": _yield,
+    "sleep": _sleep,
+    "end drain": _end_drain,
+    "drowsy from now": _drowsy_from_now,
+    "nod off": _nod_off,
+    "sleepless from now": _sleepless_from_now,
+    "refuse from now": _refuse_from_now,
+    "no room from now": _no_room_from_now,
 }
 
 
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
 async def test_history(history: History, tmp_path: Path) -> None:
     """Each act is followed by exactly these events, each taking the row of the table, and never two runs live."""
-    async with living_backend(tmp_path, settings(tmp_path, history.timing)) as world:
+    async with living_backend(tmp_path, settings(tmp_path, history.timing, **SLEEPY)) as world:
         expected: list[str] = []
         for step in history.steps:
             await ACTS[step.act](world)

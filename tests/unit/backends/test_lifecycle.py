@@ -13,6 +13,7 @@ import backends
 from backends.lifecycle import (
     HAS_PROCESS,
     LEAVING,
+    RESTING,
     TRANSITIONS,
     Effect,
     Event,
@@ -36,6 +37,16 @@ STARTING  StopRequested   STOPPING   fail waiters; signal
 READY     Crashed         BACKOFF    schedule retry or give up
 READY     BecameUnhealthy RECYCLING  signal
 READY     StopRequested   DRAINING   refuse leases; await drain
+READY     YieldRequested  YIELDING   refuse leases; await their return
+YIELDING  Drained         STOPPING   signal
+YIELDING  FellAsleep      SLEEPING   unload when idle
+YIELDING  StopRequested   DRAINING   refuse leases; await drain
+YIELDING  Crashed         STOPPED    fail waiters
+SLEEPING  StartRequested  STARTING   reset attempts; wake engine
+SLEEPING  YieldRequested  STOPPING   signal
+SLEEPING  StopRequested   STOPPING   signal
+SLEEPING  Crashed         STOPPED    fail waiters
+STARTING  YieldRequested  STOPPING   signal
 DRAINING  Drained         STOPPING   signal
 DRAINING  DrainTimedOut   STOPPING   signal
 DRAINING  Crashed         STOPPED    fail waiters
@@ -94,7 +105,8 @@ def test_every_state_can_be_reached_and_left() -> None:
 def test_a_process_is_started_only_where_there_is_none() -> None:
     """SPAWN stands only on rows that come from a state without a process and lead to STARTING."""
     for (state, _), (following, effects) in TRANSITIONS.items():
-        assert (Effect.SPAWN in effects) == (following is State.STARTING)
+        begins = Effect.SPAWN in effects or (Effect.WAKE_ENGINE in effects and state is State.SLEEPING)
+        assert begins == (following is State.STARTING)
         if Effect.SPAWN in effects:
             assert state not in HAS_PROCESS
 
@@ -115,11 +127,22 @@ def test_waiters_are_answered_wherever_waiting_ends() -> None:
             assert Effect.FAIL_WAITERS in effects
 
 
-def test_every_leaving_state_can_only_stop() -> None:
-    """From a leaving state all rows stay among the leaving or lead to STOPPED, so a start must be remembered."""
+def test_every_leaving_state_can_only_come_to_rest() -> None:
+    """From a leaving state all rows stay among the leaving or lead to rest, so a start must be remembered."""
     for (state, _), (following, _) in TRANSITIONS.items():
         if state in LEAVING:
-            assert following in {*LEAVING, State.STOPPED}
+            assert following in {*LEAVING, *RESTING}
+
+
+def test_a_start_leaves_every_state_of_rest() -> None:
+    """Where a remembered start is replayed, the table has a row for it."""
+    assert all(is_legal(state, Event.START_REQUESTED) for state in RESTING)
+
+
+def test_yielding_is_only_ended_by_those_who_use_it() -> None:
+    """No clock cuts the requests of a backend that makes room."""
+    timed_out = (Event.DRAIN_TIMED_OUT, Event.STOP_TIMED_OUT, Event.START_TIMED_OUT)
+    assert not any(is_legal(State.YIELDING, event) for event in timed_out)
 
 
 def test_the_design_note_shows_the_table() -> None:
