@@ -116,12 +116,13 @@ class FakeRun:
 
 
 class FakeLauncher:
-    """Keeps every run it starts; *deaf* and *session* shape the next ones, *failures* are raised instead."""
+    """Keeps every run it starts; *deaf*, *answers* and *session* shape the next ones, *failures* are raised instead."""
 
     def __init__(self) -> None:
         self.runs: list[FakeRun] = []
         self.failures: list[SpawnFailed] = []
         self.deaf = False
+        self.answers = False
         self.session = 0
         self.most_alive = 0
         self.may_start = asyncio.Event()
@@ -138,6 +139,8 @@ class FakeLauncher:
             raise self.failures.pop(0)
         run = FakeRun(len(self.runs) + 1, spec, marker, on_line, deaf=self.deaf, session=self.session)
         run.may_nap.set()
+        if self.answers:
+            run.is_answering.set()
         self.runs.append(run)
         self.most_alive = max(self.most_alive, len(self.alive))
         self._changed.set()
