@@ -16,15 +16,18 @@ from typing import Any
 
 import uvicorn
 
+from backends.devices import GIB, LocalDevices
 from backends.downloader import LocalDownloader
 from backends.engines import ADAPTERS
 from backends.fleet import Fleet
+from backends.learnt import Learnt
 from backends.lifecycle import State
 from backends.places import Places, socket_folder
 from backends.probing import HttpProber
 from backends.process import LocalLauncher
 from backends.records import ProcessRecords
 from backends.resolving import Environments
+from backends.room import MeasuredRoom
 from backends.settings import BackendSettings
 from backends.start import Host
 from backends.status import Transition
@@ -66,6 +69,8 @@ def build(config: Config) -> Gateway:
     keyring = Keyring(
         (key.key.get_secret_value(), Caller(key.name, tuple(key.models), key.admin)) for key in settings.keys
     )
+    budget_bytes = None if settings.memory_gib is None else int(settings.memory_gib * GIB)
+    devices = LocalDevices(os.environ, budget_bytes)
     host = Host(
         launcher=LocalLauncher(secrets_of(config)),
         prober=HttpProber(),
@@ -75,6 +80,10 @@ def build(config: Config) -> Gateway:
         run_folders=settings.state_dir / "runs",
         environments=Environments(os.environ, settings.engine_dir),
         downloader=LocalDownloader(settings.models_dir, secrets_of(config)),
+        room=MeasuredRoom(
+            devices,
+            Learnt(settings.state_dir / "memory"),
+        ),
     )
     backends = config.backend_settings()
     fleet = Fleet(
@@ -97,7 +106,7 @@ def build(config: Config) -> Gateway:
     serving = Serving(keyring, routes, fleet, pool, metrics, limits, access_log=settings.access_log)
     readiness = Readiness(fleet)
     models = ModelList(routes, fleet, created=int(time.time()))
-    door = FrontDoor(serving, models, readiness, metrics, keyring, AdminGuard(admin_app(fleet), keyring))
+    door = FrontDoor(serving, models, readiness, metrics, keyring, AdminGuard(admin_app(fleet), keyring), devices)
     return Gateway(fleet, pool, serving, readiness, door)
 
 

@@ -16,14 +16,18 @@ from pathlib import Path
 
 from backends.adapter import Adapter
 from backends.completion import read_completion
+from backends.demand import Wish, demand_of
+from backends.devices import GIB, Devices, LocalDevices
 from backends.engines import ADAPTERS
 from backends.hub import LIBRARIES, SOURCES_EXTRA
 from backends.lora import base_doubt
+from backends.placement import Ground, Impossible, decide
 from backends.ports import probe_address
 from backends.resolving import Environments, EnvironmentUnusable
 from backends.settings import BackendSettings, EngineSettings, LoraAdapter
 from backends.sizes import size_text
 from backends.sources import HubSource
+from backends.weight_facts import weight_facts
 from chat_templates.parsing import TemplateUnreadable, read_template
 from gateway.config import Config
 from gateway.config_values import Loc
@@ -49,7 +53,7 @@ class Finding:
 
 def static_findings(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     """What the files and the machine tell at once: commands, weights, templates, options, the port. Blocks briefly."""
-    return [*_gateway(config), *_engines(config, environ), *_models(config)]
+    return [*_gateway(config), *_engines(config, environ), *_models(config), *_placements(config, environ)]
 
 
 def _gateway(config: Config) -> Iterator[Finding]:
@@ -120,6 +124,22 @@ def _models(config: Config) -> Iterator[Finding]:
             yield Finding(("models", name, *objection.path), name, False, message, objection.remedy)
         for lora in backend.adapters:
             yield _lora(lora, backend.weights, adapter)
+
+
+def _placements(config: Config, environ: Mapping[str, str], devices: Devices | None = None) -> Iterator[Finding]:
+    """The models that could not run on this machine if they had it to themselves."""
+    budget_bytes = None if config.gateway.memory_gib is None else int(config.gateway.memory_gib * GIB)
+    found = {device.index: device for device in (devices or LocalDevices(environ, budget_bytes)).read()}
+    for backend in config.backend_settings():
+        adapter = ADAPTERS[backend.engine]
+        if not adapter.launches:
+            continue
+        wish = Wish(backend, config.engine_settings(backend.engine), adapter, weight_facts(backend.weights))
+        decision = decide(demand_of(wish, list(found.values())), Ground(found, (), now=0.0))
+        if isinstance(decision, Impossible):
+            key = "gpus" if backend.gpus else "memory_gib" if backend.memory_bytes else "weights"
+            remedy = f"correct models.{backend.name}.{key}; `unigate doctor` shows what is here"
+            yield Finding(("models", backend.name, key), backend.name, False, decision.reason, remedy)
 
 
 def _weights(backend: BackendSettings, weights: Path, adapter: Adapter) -> Finding:

@@ -36,6 +36,8 @@ from gateway.config_values import (
     CondaEnv,
     Env,
     Flag,
+    Gib,
+    Gpus,
     HeaderSecret,
     Host,
     Loc,
@@ -69,6 +71,7 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 """The engines a configuration may name; an engine added to the word above is known everywhere in this package."""
 
 _MIB = 1024 * 1024
+_GIB = 1024 * _MIB
 _TIMING = Timing()
 _UNSET: Any = None
 
@@ -220,6 +223,12 @@ class GatewaySettings(Section):
     )
     queue: QueueConfig = Field(_UNSET, validate_default=True, description="How requests wait for a model.")
     timeouts: TimeoutsConfig = Field(_UNSET, validate_default=True, description="How long a request may take.")
+    memory_gib: Gib | None = Field(
+        None, description="RAM that engines may take in all, in GiB; default all but a tenth, and of that at most 4."
+    )
+    min_residency_s: SecondsOrZero = Field(
+        30.0, description="Time a model stays READY before it makes room for another, in seconds."
+    )
     drain_timeout_s: SecondsOrZero = Field(
         30.0, description="How long a stop of the gateway waits for running requests, in seconds."
     )
@@ -363,6 +372,7 @@ _ADAPTER_KEYS = ("base", "adapter", "aliases", "unsupported_parameters")
 _EXTERNAL_ONLY = ("url", "api_key", "served_name")
 _LAUNCHED_ONLY = (
     "weights", "template", "options", "args", "env", "idle_unload_s", "stop_grace_s", "download_stall_timeout_s",
+    "gpus", "memory_gib", "pinned", "min_residency_s",
 )  # fmt: skip
 
 
@@ -396,6 +406,18 @@ class ModelConfig(Section):
     )
     idle_unload_s: SecondsFromOne | None = Field(
         None, description="Unload after this long without a request, in seconds; default never."
+    )
+    gpus: Gpus = Field(
+        None,
+        description="The GPUs it may run on, by number: [0, 1], [] for the CPU; default auto, where there is room.",
+    )
+    memory_gib: Gib | None = Field(
+        None,
+        description="What it takes of each of its GPUs, or of RAM, in GiB; default as reckoned, then as last seen.",
+    )
+    pinned: Flag = Field(False, description="Whether it stays loaded when another model needs its room.")
+    min_residency_s: SecondsOrZero | None = Field(
+        None, description="Time it stays READY before it makes room, in seconds; default the gateway's."
     )
     context_length: TokenCount | None = Field(
         None, description="Most tokens of one request, prompt and answer; default the engine's own."
@@ -483,10 +505,13 @@ class ModelConfig(Section):
             message = f"{self.engine} cannot load what {kind_of(self.weights)}: names"
             yield Refusal(("weights",), message, f"it takes {' or '.join(shown)}")
 
-    def settings(self, name: str, models_dir: Path, adapters: tuple[LoraAdapter, ...] = ()) -> BackendSettings:
+    def settings(
+        self, name: str, models_dir: Path, adapters: tuple[LoraAdapter, ...] = (), *, min_residency_s: float = 30.0
+    ) -> BackendSettings:
         """This model, publicly named *name*, with its *adapters*, as the backends package reads it.
 
-        What it has on a hub lies below *models_dir*, downloaded or not.
+        What it has on a hub lies below *models_dir*, downloaded or not. *min_residency_s* is the gateway's, for a model
+        that names none.
         """
         assert self.engine is not None, "an adapter has no backend of its own"
         source = None if isinstance(self.weights, Path) else self.weights
@@ -508,6 +533,10 @@ class ModelConfig(Section):
             idle_unload_s=self.idle_unload_s,
             readiness=self.readiness,
             timing=self._timing(),
+            gpus=self.gpus,
+            memory_bytes=None if self.memory_gib is None else int(self.memory_gib * _GIB),
+            is_pinned=self.pinned,
+            min_residency_s=min_residency_s if self.min_residency_s is None else self.min_residency_s,
         )
 
     def _timing(self) -> Timing:
@@ -607,7 +636,12 @@ class Config(Section):
     def backend_settings(self) -> tuple[BackendSettings, ...]:
         """Every backend as its package reads it, in the order of the file."""
         return tuple(
-            model.settings(name, self.gateway.models_dir, self._adapters_of(name))
+            model.settings(
+                name,
+                self.gateway.models_dir,
+                self._adapters_of(name),
+                min_residency_s=self.gateway.min_residency_s,
+            )
             for name, model in self.models.items()
             if model.base is None
         )

@@ -35,6 +35,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, P
 from backends.settings import ArgValue
 from backends.sources import RemoteSource, SourceRefused, parse_source
 
+_MOST_GPUS = 63
 RESERVED_ENV = ("UNIGATE_BACKEND_ID", "SPT_NOENV")
 """Variables the gateway sets on every engine process: they are how orphans are found after a crash."""
 
@@ -319,6 +320,21 @@ def _strip_dashes(args: Mapping[str, ArgValue]) -> Mapping[str, ArgValue]:
     return freeze(options)
 
 
+def _read_gpus(value: object) -> tuple[int, ...] | None:
+    if value == "auto":
+        return None
+    listed = value if isinstance(value, list | tuple) else [value]
+    numbers: list[int] = []
+    for item in listed:
+        word = int(item) if isinstance(item, str) and item.isdecimal() else item
+        if not isinstance(word, int) or isinstance(word, bool) or not 0 <= word <= _MOST_GPUS:
+            raise _refuse("must be auto, or a list of GPUs by their numbers", "`unigate doctor` lists them: [0, 1]")
+        numbers.append(word)
+    if len(set(numbers)) < len(numbers):
+        raise _refuse("names a GPU twice", "name each once")
+    return tuple(numbers)
+
+
 def _check_url(url: str) -> str:
     example = "write it like http://127.0.0.1:9000/v1"
     try:
@@ -367,6 +383,13 @@ Seconds = Annotated[float, Field(gt=0, le=_MONTH_S), BeforeValidator(_no_bool_as
 SecondsOrZero = Annotated[float, Field(ge=0, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
 SecondsFromOne = Annotated[float, Field(ge=1, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
 TokenCount = Annotated[int, Field(ge=1, le=100_000_000), BeforeValidator(_no_bool_as_whole)]
+Gib = Annotated[float, Field(gt=0, le=100_000), BeforeValidator(_no_bool_as_number)]
+_GPU = {"type": "integer", "minimum": 0, "maximum": _MOST_GPUS}
+Gpus = Annotated[
+    tuple[int, ...] | None,
+    PlainValidator(_read_gpus),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, _GPU, {"type": "array", "items": _GPU}]}),
+]
 Flag = Annotated[bool, BeforeValidator(_no_number_as_flag)]
 Word = Annotated[str, AfterValidator(_check_word), Field(json_schema_extra={"minLength": 1})]
 Name = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"minLength": 1, "maxLength": 200})]

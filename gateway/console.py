@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from backends.devices import GIB
 from backends.options import Option
 from gateway.checking import Finding
 from gateway.doctor import Reading
@@ -29,6 +30,7 @@ STATE_STYLES = {
     "starting": "yellow",
     "backoff": "yellow",
     "recycling": "yellow",
+    "yielding": "yellow",
     "failed": "bold red",
 }
 
@@ -97,7 +99,7 @@ def takes(option: Option) -> str:
 def backends_table(backends: Iterable[Mapping[str, Any]]) -> Table:
     """The table of `unigate ps`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("MODEL", "ENGINE", "STATE", "SINCE", "PID", "BUSY", "WAITING", "RESTARTS", "NOTE"):
+    for column in ("MODEL", "ENGINE", "STATE", "SINCE", "PID", "BUSY", "WAITING", "RESTARTS", "MEMORY", "IDLE", "NOTE"):
         table.add_column(column, overflow="fold")
     for backend in backends:
         state = str(backend["state"])
@@ -110,6 +112,8 @@ def backends_table(backends: Iterable[Mapping[str, Any]]) -> Table:
             str(backend["leases"]),
             str(backend["waiting"]),
             str(backend["restarts"]),
+            memory(backend),
+            "-" if backend["idle_s"] is None else duration(backend["idle_s"]),
             escape(note(backend)),
         )
     return table
@@ -125,6 +129,15 @@ def note(backend: Mapping[str, Any]) -> str:
     if backend["diagnosis"] is not None:
         parts.append(f"{backend['diagnosis']['reason']} {backend['diagnosis']['advice']}")
     return "; ".join(parts)
+
+
+def memory(backend: Mapping[str, Any]) -> str:
+    """What a backend was granted: ``12.1G gpu 0,1``, of the host's memory ``0.4G``, and a dash for nothing."""
+    gpus = ",".join(map(str, backend["gpus"]))
+    pinned = " pinned" if backend["is_pinned"] else ""
+    if not backend["memory_bytes"]:
+        return "-" + pinned
+    return f"{backend['memory_bytes'] / GIB:.1f}G{f' gpu {gpus}' if gpus else ''}{pinned}"
 
 
 def duration(seconds: float) -> str:

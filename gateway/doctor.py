@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
-import pynvml
 
+from backends.devices import GIB, Nvml, host_memory
 from backends.engines import ADAPTERS
 from backends.environments import conda_places, read_environment
 from backends.hub import SOURCES_EXTRA
@@ -47,7 +47,6 @@ MIRRORS = (
     "no_proxy",
 )
 
-GIB = 1024**3
 LOW_DISK_BYTES = 5 * GIB
 
 
@@ -73,12 +72,12 @@ class Places:
     engine_dir: Path = Path("/nonexistent")
 
 
-def examine(places: Places, environ: Mapping[str, str]) -> list[Reading]:
+def examine(places: Places, environ: Mapping[str, str], nvml: Nvml | None = None) -> list[Reading]:
     """Every reading, in the order shown. Blocks for a second or so; asks no network."""
     return [
         *_python(),
         *_engines(places, environ),
-        *_gpus(),
+        *_gpus(nvml or Nvml()),
         *_memory(),
         *_disks(places.folders),
         *_address(places.host, places.port),
@@ -132,28 +131,22 @@ def _engines(places: Places, environ: Mapping[str, str]) -> Iterator[Reading]:
             yield Reading("engines", f"conda {conda.name_of(folder)}", f"{shown} in {folder}", True)
 
 
-def _gpus() -> Iterator[Reading]:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as problem:
-        yield Reading("gpus", "nvidia", f"none ({problem})")
+def _gpus(nvml: Nvml) -> Iterator[Reading]:
+    gpus = nvml.read()
+    if not gpus:
+        yield Reading("gpus", "nvidia", f"none ({nvml.problem or 'NVML tells of none'})")
         return
-    try:
-        yield Reading("gpus", "driver", str(pynvml.nvmlSystemGetDriverVersion()))
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            device = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(device)
-            shown = f"{pynvml.nvmlDeviceGetName(device)}, {memory.free / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
-            yield Reading("gpus", str(index), shown, True)
-    except pynvml.NVMLError as problem:
-        yield Reading("gpus", "nvidia", f"NVML failed: {problem}", False)
-    finally:
-        pynvml.nvmlShutdown()
+    yield Reading("gpus", "driver", nvml.driver())
+    for gpu in gpus:
+        shown = f"{gpu.name}, {gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB free"
+        held = ", ".join(f"pid {pid} holds {size / GIB:.1f} GiB" for pid, size in gpu.processes)
+        yield Reading("gpus", str(gpu.index), f"{shown}; {held}" if held else shown, True)
 
 
 def _memory() -> Iterator[Reading]:
     memory = psutil.virtual_memory()
     yield Reading("memory", "ram", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available")
+    yield Reading("memory", "for engines", f"{host_memory().total_bytes / GIB:.1f} GiB, or gateway.memory_gib")
     yield Reading("memory", "cpus", str(psutil.cpu_count()))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
+from backends.devices import Device, Devices
 from gateway import metrics as exposition
 from gateway.client import Client, Headers, Receive, Scope, Send
 from gateway.dashboard import dashboard, wants_page
@@ -35,6 +38,7 @@ class FrontDoor:
         metrics: Metrics,
         keyring: Keyring,
         admin: Any,
+        devices: Devices,
     ) -> None:
         self._serving = serving
         self._models = models
@@ -42,6 +46,7 @@ class FrontDoor:
         self._metrics = metrics
         self._keyring = keyring
         self._admin = admin
+        self._devices = devices
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope; only HTTP is spoken here."""
@@ -61,7 +66,9 @@ class FrontDoor:
     async def _answer_short(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         client = Client(scope, receive, send, patience_s=60)
         try:
-            status, headers, body = self._short(path, scope["method"], client)
+            # GPUs are asked in a thread: a driver may take its time.
+            devices = await asyncio.to_thread(self._devices.read) if path == "/metrics" else ()
+            status, headers, body = self._short(path, scope["method"], client, devices)
         except GatewayError as problem:
             status, headers, body = problem.status, [JSON, *problem.headers], problem.body()
         except Exception:
@@ -72,7 +79,7 @@ class FrontDoor:
         headers = [*headers, (b"x-request-id", request_id_of(client).encode())]
         await client.answer(status, headers, body)  # to HEAD too: uvicorn leaves the body away
 
-    def _short(self, path: str, method: str, client: Client) -> tuple[int, Headers, bytes]:
+    def _short(self, path: str, method: str, client: Client, devices: Sequence[Device]) -> tuple[int, Headers, bytes]:
         known = path in ("/", "/health", "/ready", "/metrics", MODELS) or path.startswith(f"{MODELS}/")
         if not known:
             raise UnknownPath(f"nothing is served at {path}; the API is below /v1")
@@ -84,7 +91,7 @@ class FrontDoor:
             is_ready, shown = self._readiness.report()
             return (200 if is_ready else 503), [JSON], orjson.dumps(shown)
         if path == "/metrics":
-            return 200, [(b"content-type", exposition.CONTENT_TYPE)], self._metrics.exposition()
+            return 200, [(b"content-type", exposition.CONTENT_TYPE)], self._metrics.exposition(devices)
         if path == "/" and wants_page(client.header(b"accept")):
             return 200, *dashboard()
         if path == "/":

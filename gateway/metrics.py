@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from backends.devices import Device
 from backends.lifecycle import Event, State
 from backends.status import BackendStatus, Transition
 from gateway import __version__
@@ -96,15 +97,33 @@ class Metrics:
             "unigate_backend_start_seconds", "From a start asked for to READY.", model, buckets=START_S,
             registry=registry,
         )  # fmt: skip
+        self._swaps = Counter(
+            "unigate_swaps", "Times a backend made room for another: how is stop or sleep.", (*model, "how"),
+            registry=registry,
+        )  # fmt: skip
+        self._memory_claimed = Gauge(
+            "unigate_memory_claimed_bytes", "Memory granted to a backend, on GPUs or of the host.", model,
+            registry=registry,
+        )  # fmt: skip
+        self._gpu_memory = Gauge(
+            "unigate_gpu_memory_bytes", "Memory of a GPU as its driver tells it: kind is used or free.",
+            ("gpu", "kind"), registry=registry,
+        )  # fmt: skip
         build = Gauge("unigate_build", "Always 1; the version is in the label.", ("version",), registry=registry)
         build.labels(__version__).set(1)
 
-    def exposition(self) -> bytes:
-        """All metrics in the Prometheus text format."""
+    def exposition(self, devices: Iterable[Device] = ()) -> bytes:
+        """All metrics in the Prometheus text format, with the memory of *devices* as it was just read."""
+        for device in devices:
+            if device.is_gpu:
+                used = device.total_bytes - device.free_bytes
+                self._gpu_memory.labels(str(device.index), "used").set(used)
+                self._gpu_memory.labels(str(device.index), "free").set(device.free_bytes)
         for status in self._statuses():
             labels = (status.name, status.engine)
             self._queue_depth.labels(*labels).set(status.waiting)
             self._leases.labels(*labels).set(status.leases)
+            self._memory_claimed.labels(*labels).set(status.memory_bytes)
             for state in State:
                 self._backend_state.labels(*labels, state.value).set(status.state is state)
         return generate_latest(self.registry)
@@ -146,6 +165,8 @@ class Metrics:
         reason = change.diagnosis.code if change.diagnosis is not None else "unknown"
         if change.event in _FAILURES and change.after is not State.STOPPED:
             self._backend_failures.labels(*labels, reason).inc()
+        if change.before is State.YIELDING and change.after in (State.STOPPING, State.SLEEPING):
+            self._swaps.labels(*labels, "sleep" if change.after is State.SLEEPING else "stop").inc()
         if change.event is Event.BACKOFF_ELAPSED:
             self._backend_restarts.labels(*labels, reason).inc()
 
@@ -158,4 +179,5 @@ _RESULTS = {
     Event.CRASHED: "crashed",
     Event.START_TIMED_OUT: "timed_out",
     Event.STOP_REQUESTED: "stopped",
+    Event.YIELD_REQUESTED: "stopped",
 }

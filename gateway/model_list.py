@@ -20,6 +20,8 @@ _SHOWN = {
     State.BACKOFF: "loading",
     State.FAILED: "failed",
     State.STOPPED: "unloaded",
+    State.YIELDING: "unloaded",
+    State.SLEEPING: "unloaded",
     State.DRAINING: "unloaded",
     State.STOPPING: "unloaded",
 }

@@ -24,9 +24,18 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "unigate_backend_starts": ("counter", {*MODEL, "result"}),
     "unigate_backend_restarts": ("counter", {*MODEL, "reason"}),
     "unigate_backend_start_seconds": ("histogram", MODEL),
+    "unigate_swaps": ("counter", {*MODEL, "how"}),
+    "unigate_memory_claimed_bytes": ("gauge", MODEL),
+    "unigate_gpu_memory_bytes": ("gauge", {"gpu", "kind"}),
     "unigate_build": ("gauge", {"version"}),
 }
-SILENT_UNTIL_IT_HAPPENS = {"unigate_upstream_errors", "unigate_client_disconnects", "unigate_backend_restarts"}
+SILENT_UNTIL_IT_HAPPENS = {
+    "unigate_upstream_errors",
+    "unigate_client_disconnects",
+    "unigate_backend_restarts",
+    "unigate_swaps",
+    "unigate_gpu_memory_bytes",
+}
 """Without a failure these have no sample, so their labels are proven where the failure is."""
 
 

@@ -27,22 +27,22 @@ def test_every_engine_tells_its_memory(adapter: Adapter, on_gpu: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "args", "command", "count"),
+    ("engine", "said", "command", "count"),
     [
         ("vllm", {}, (), 1),
-        ("vllm", {"tensor_parallel_size": 2, "pipeline-parallel-size": 2}, (), 4),
+        ("vllm", {"args": {"tensor_parallel_size": 2, "pipeline-parallel-size": 2}}, (), 4),
         ("vllm", {"options": {"tensor_parallel": 4}}, (), 4),
-        ("lmdeploy", {"tp": 2}, (), 2),
+        ("lmdeploy", {"args": {"tp": 2}}, (), 2),
         ("llamacpp", {}, (), 0),
-        ("llamacpp", {"n-gpu-layers": 99}, (), None),
+        ("llamacpp", {"args": {"n-gpu-layers": 99}}, (), None),
         ("llamacpp", {}, ("llama-server",), None),
-        ("llamacpp", {"ngl": 0}, ("llama-server",), 0),
+        ("llamacpp", {"args": {"ngl": 0}}, ("llama-server",), 0),
         ("external", {}, (), 0),
     ],
 )
-def test_gpus_an_engine_wants(engine: str, args: dict[str, Any], command: tuple[str, ...], count: int | None) -> None:
+def test_gpus_an_engine_wants(engine: str, said: dict[str, Any], command: tuple[str, ...], count: int | None) -> None:
     """One per rank; none for an engine on the CPU; as many as it takes for one that spreads its layers."""
-    backend = backend_of(ADAPTERS[engine], args=args)
+    backend = backend_of(ADAPTERS[engine], **said)
     assert ADAPTERS[engine].gpu_count(backend, EngineSettings(command=command)) == count
 
 
@@ -52,6 +52,7 @@ def test_gpus_an_engine_wants(engine: str, args: dict[str, Any], command: tuple[
         ("vllm", {}, {}, True, int(24 * GIB * 0.92)),
         ("vllm", {"gpu_memory_utilization": 0.5}, {}, True, 12 * GIB),
         ("vllm", {"kv-cache-memory-bytes": GIB}, {}, True, 13 * GIB),
+        ("vllm", {"device_memory_utilization": "0.25"}, {}, True, 6 * GIB),
         ("vllm", {}, {"VLLM_CPU_KVCACHE_SPACE": "4"}, False, 15 * GIB),
         ("vllm", {}, {"VLLM_CPU_KVCACHE_SPACE": "some"}, False, 11 * GIB + 1024 * 4096),
         ("lmdeploy", {"cache-max-entry-count": 0.5}, {}, True, 18 * GIB),

@@ -95,8 +95,8 @@ async def test_a_running_request_is_never_cut(tmp_path: Path) -> None:
         second = asyncio.create_task(made.use("b"))
         await made.fleet.settled("a", State.YIELDING)
         late = asyncio.create_task(made.use("a"))
-        await turns()
-        assert made.fleet.status("b").phase == "waiting for memory: 20.0 GiB needed, 4.0 free; a is leaving"
+        phase = "waiting for memory: 20.0 GiB needed, 4.0 free; a is leaving"
+        await until(lambda: made.fleet.status("b").phase == phase)
         assert not late.done()
         done.set()
         await asyncio.gather(running, second, late)

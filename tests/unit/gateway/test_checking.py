@@ -115,6 +115,22 @@ def test_an_external_server_is_not_asked() -> None:
     assert engine_version("external", EngineSettings()) == (True, "nothing to ask")
 
 
+@pytest.mark.parametrize(
+    ("keys", "loc", "words"),
+    [
+        ({"memory_gib": 90_000}, "memory_gib", "It needs 90000.0 GiB, and this machine has"),
+        ({"gpus": [63]}, "gpus", "It is to run on GPU 63, and there"),
+    ],
+)
+def test_a_model_that_never_fits(tmp_path: Path, keys: dict[str, object], loc: str, words: str) -> None:
+    """A model that could not run here if it had the machine to itself is a problem, with the figures."""
+    models = {"a": {"engine": "llamacpp", "weights": str(tmp_path / "m.gguf"), **keys}}
+    findings = static_findings(Config.model_validate({"gateway": {"port": free_port()}, "models": models}), {})
+    (found,) = [finding for finding in findings if finding.loc == ("models", "a", loc)]
+    assert not found.is_good
+    assert found.message.startswith(words)
+
+
 def lora_config(folder: Path, base_model: str) -> Config:
     """The model `a` with two adapters: one in order, trained on *base_model*, and one that is not there."""
     adapter = folder / "sql"

@@ -66,6 +66,10 @@ def test_every_key_of_a_model_reaches_its_backend() -> None:
         weights="~/qwen",
         load="on_demand",
         idle_unload_s=900,
+        gpus=[0, 1],
+        memory_gib=1.5,
+        pinned=True,
+        min_residency_s=13,
         context_length=4096,
         template={"from": "chat.jinja"},
         args={"--max-model-len": 4096, "eager": True, "swap": False, "names": ["a", 2]},
@@ -109,8 +113,43 @@ def test_every_key_of_a_model_reaches_its_backend() -> None:
             idle_unload_s=900,
             readiness="embed",
             timing=timing,
+            gpus=(0, 1),
+            memory_bytes=1536 * 1024**2,
+            is_pinned=True,
+            min_residency_s=13,
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"), [("auto", None), ([], ()), (1, (1,)), ("1", (1,)), ([2, "0"], (2, 0))]
+)
+def test_gpus(written: object, expected: tuple[int, ...] | None) -> None:
+    """GPUs are auto, one number, or a list; an empty list is the CPU."""
+    assert with_model(gpus=written).backend_settings()[0].gpus == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ([0, 0], "names a GPU twice"),
+        ("all", "must be auto, or a list of GPUs by their numbers"),
+        ([-1], "must be auto, or a list of GPUs by their numbers"),
+        ([True], "must be auto, or a list of GPUs by their numbers"),
+        ([0.5], "must be auto, or a list of GPUs by their numbers"),
+    ],
+)
+def test_gpus_that_cannot_be(written: object, message: str) -> None:
+    """What is no GPU, and one named twice, is refused with a word on how to write it."""
+    assert message in model_complaints(gpus=written)["gpus",]
+
+
+def test_residency_is_the_gateway_s_unless_the_model_has_its_own() -> None:
+    """A model that names no residency has the gateway's."""
+    models = {"a": {"engine": "vllm", "weights": "w"}, "b": {"engine": "vllm", "weights": "w", "min_residency_s": 1}}
+    config = read({"gateway": {"min_residency_s": 7, "memory_gib": 2}, "models": models})
+    assert [backend.min_residency_s for backend in config.backend_settings()] == [7, 1]
+    assert config.gateway.memory_gib == 2
 
 
 def test_args_keep_the_type_they_are_written_with() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.checking import Finding
-from gateway.console import backends_table, duration, findings_table, note, readings_table
+from gateway.console import backends_table, duration, findings_table, memory, note, readings_table
 from gateway.doctor import Reading
 
 
@@ -18,7 +18,8 @@ def backend(**changes: Any) -> dict[str, Any]:
     """A READY backend as the administration sends it."""
     return {
         "name": "qwen", "engine": "vllm", "state": "ready", "phase": "", "pid": 4711, "since_s": 75.4, "leases": 2,
-        "waiting": 0, "restarts": 1, "retry_in_s": None, "diagnosis": None, **changes,
+        "waiting": 0, "restarts": 1, "retry_in_s": None, "diagnosis": None,
+        "memory_bytes": 0, "gpus": [], "idle_s": None, "is_pinned": False, **changes,
     }  # fmt: skip
 
 
@@ -60,9 +61,35 @@ def test_notes(changes: dict[str, Any], text: str) -> None:
 def test_a_line_for_each_backend() -> None:
     """ps shows every backend on a line of its own; brackets in a name are no markup."""
     lines = printed(backends_table([backend(), backend(name="[red]x[/]", state="stopped", pid=None)]))
-    assert lines[0].split() == ["MODEL", "ENGINE", "STATE", "SINCE", "PID", "BUSY", "WAITING", "RESTARTS", "NOTE"]
-    assert lines[1].split() == ["qwen", "vllm", "ready", "1m15s", "4711", "2", "0", "1"]
-    assert lines[2].split() == ["[red]x[/]", "vllm", "stopped", "1m15s", "-", "2", "0", "1"]
+    assert lines[0].split() == [
+        "MODEL",
+        "ENGINE",
+        "STATE",
+        "SINCE",
+        "PID",
+        "BUSY",
+        "WAITING",
+        "RESTARTS",
+        "MEMORY",
+        "IDLE",
+        "NOTE",
+    ]
+    assert lines[1].split() == ["qwen", "vllm", "ready", "1m15s", "4711", "2", "0", "1", "-", "-"]
+    assert lines[2].split() == ["[red]x[/]", "vllm", "stopped", "1m15s", "-", "2", "0", "1", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "-"),
+        ({"memory_bytes": 13 * 1024**3}, "13.0G"),
+        ({"memory_bytes": 13 * 1024**3, "gpus": [0, 1], "is_pinned": True}, "13.0G gpu 0,1 pinned"),
+        ({"is_pinned": True}, "- pinned"),
+    ],
+)
+def test_memory(changes: dict[str, Any], text: str) -> None:
+    """What a backend was granted is shown with its GPUs, and that it is pinned."""
+    assert memory(backend(**changes)) == text
 
 
 def test_findings() -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from backends.devices import GIB, Nvml
 from backends.settings import EngineSettings, EnvironmentChoice
 from gateway.doctor import LOW_DISK_BYTES, Places, examine, without_password
 from tests.environments import python_environment
+from tests.unit.backends.fake_nvml import FakeGpu, FakeNvml
 
 
 def test_a_whole_examination(tmp_path: Path) -> None:
@@ -30,6 +32,18 @@ def test_a_whole_examination(tmp_path: Path) -> None:
     assert shown["environment", "HF_ENDPOINT"].shown == "https://***@mirror.example"
     assert {"python", "gpus", "memory", "address"} <= {area for area, _ in shown}
     assert LOW_DISK_BYTES > 0
+
+
+def test_gpus(tmp_path: Path) -> None:
+    """Each GPU is shown with its memory and who holds it; without NVML the reason is shown."""
+    held = Nvml(FakeNvml(FakeGpu(free=4 * GIB, processes=[(17, 20 * GIB)]), FakeGpu()))
+    shown = {reading.subject: reading.shown for reading in examine(Places("127.0.0.1", 1, {}), {}, held)}
+    assert shown["driver"] == "590.10"
+    assert shown["0"] == "NVIDIA Fake, 4.0 of 24.0 GiB free; pid 17 holds 20.0 GiB"
+    assert shown["1"] == "NVIDIA Fake, 24.0 of 24.0 GiB free"
+    none = Nvml(FakeNvml(init_problem="NVML Shared Library Not Found"))
+    shown = {reading.subject: reading.shown for reading in examine(Places("127.0.0.1", 1, {}), {}, none)}
+    assert shown["nvidia"] == "none (NVML Shared Library Not Found)"
 
 
 def test_an_environment_that_is_not_there(tmp_path: Path) -> None:

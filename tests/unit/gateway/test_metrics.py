@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backends.devices import HOST, Device
 from backends.diagnosis import Diagnosis
 from backends.lifecycle import TRANSITIONS, Event, State
 from backends.status import BackendStatus, Transition
@@ -92,6 +93,26 @@ def test_a_start_that_succeeds(metrics: Metrics) -> None:
     metrics.transition(transition(State.STARTING, Event.BECAME_READY, State.READY, started_in_s=12.0))
     assert value(metrics, "unigate_backend_starts_total", **MODEL, result="ready") == 1
     assert value(metrics, "unigate_backend_start_seconds_sum", **MODEL) == 12.0
+
+
+@pytest.mark.parametrize(
+    ("event", "after", "how"), [(Event.DRAINED, State.STOPPING, "stop"), (Event.FELL_ASLEEP, State.SLEEPING, "sleep")]
+)
+def test_swaps(metrics: Metrics, event: Event, after: State, how: str) -> None:
+    """A backend that makes room counts once, by how it does."""
+    metrics.transition(transition(State.READY, Event.YIELD_REQUESTED, State.YIELDING))
+    metrics.transition(transition(State.YIELDING, event, after))
+    assert value(metrics, "unigate_swaps_total", **MODEL, how=how) == 1
+
+
+def test_memory() -> None:
+    """What was granted, and what the driver tells of each GPU, is read when it is scraped; the host is no GPU."""
+    metrics = Metrics(lambda: [status(memory_bytes=7)])
+    metrics.exposition([Device(0, "", "", 10, 4), Device(HOST, "", "", 100, 100)])
+    assert value(metrics, "unigate_memory_claimed_bytes", **MODEL) == 7
+    assert value(metrics, "unigate_gpu_memory_bytes", gpu="0", kind="used") == 6
+    assert value(metrics, "unigate_gpu_memory_bytes", gpu="0", kind="free") == 4
+    assert value(metrics, "unigate_gpu_memory_bytes", gpu="-1", kind="free") is None
 
 
 def test_every_end_of_a_start_has_a_word(metrics: Metrics) -> None:

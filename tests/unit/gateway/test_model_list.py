@@ -29,12 +29,13 @@ class Statuses:
     on_demand: set[str] = field(default_factory=set)
     diagnosis: Diagnosis | None = None
     phase: str = ""
+    gave_room: set[str] = field(default_factory=set)
 
     def status(self, name: str) -> BackendStatus:
         """One backend."""
         return BackendStatus(
             name, "vllm", self.states[name], self.phase, None, "", 0.0, 0, 0, 0, None, name in self.on_demand, "",
-            self.diagnosis,
+            self.diagnosis, has_given_room=name in self.gave_room,
         )  # fmt: skip
 
     def statuses(self) -> list[BackendStatus]:
@@ -120,6 +121,12 @@ def test_readiness(states: dict[str, State], on_demand: set[str], is_ready: bool
     assert found is is_ready
     assert shown["status"] == ("ready" if is_ready else "not ready")
     assert set(shown["models"]) == set(states) - on_demand
+
+
+def test_a_model_that_made_room_is_no_obstacle() -> None:
+    """A startup model that left for another, and comes back when asked for, keeps the gateway ready."""
+    fleet = Statuses({"a": State.STOPPED}, gave_room={"a"})
+    assert Readiness(cast("Fleet", fleet)).report()[0]
 
 
 def test_a_draining_gateway_is_not_ready() -> None:
