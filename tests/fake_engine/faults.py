@@ -45,6 +45,7 @@ class AnswerFaults:
     crash_after_chunks: int | None
     hang_health: bool
     fault_probe: bool
+    sleepless: bool
     stall_headers: bool
     stall_mid_stream: bool
     garbage: bool
@@ -104,6 +105,7 @@ def _add_answer_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--crash-after-chunks", type=int, metavar="N", help="end the process in mid-stream")
     p.add_argument("--hang-health", action="store_true", help="accept /health, never answer it")
     p.add_argument("--fault-probe", action="store_true", help="let the faults hit the readiness probe too")
+    p.add_argument("--sleepless", action="store_true", help="take /sleep, and stay awake")
     p.add_argument("--stall-headers", action="store_true", help="accept a generation, never answer it")
     p.add_argument("--stall-mid-stream", action="store_true")
     p.add_argument("--garbage", action="store_true", help="answer with bytes that are not HTTP")
@@ -140,6 +142,7 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
             crash_after_chunks=given.crash_after_chunks,
             hang_health=given.hang_health,
             fault_probe=given.fault_probe,
+            sleepless=given.sleepless,
             stall_headers=given.stall_headers,
             stall_mid_stream=given.stall_mid_stream,
             garbage=given.garbage,

@@ -18,6 +18,9 @@ CRASH_EXIT_CODE = 70
 GENERATING = {"/v1/chat/completions": True, "/v1/completions": False}
 """Path -> whether it is chat."""
 
+SLEEPING = {"/sleep": True, "/wake_up": False, "/wakeup": False}
+"""Path -> whether it sleeps afterwards: as vLLM and LMDeploy have them."""
+
 
 class FakeServer:
     """Answers for one model. `listen` to begin; it counts its generations in `activity`."""
@@ -26,6 +29,7 @@ class FakeServer:
         self.activity = Activity()
         self._model = model
         self._faults = faults
+        self._is_asleep = False
 
     async def listen(self, place: Place) -> asyncio.Server:
         """Begin to listen. Raises OSError when the place is taken. The caller closes the server."""
@@ -60,6 +64,8 @@ class FakeServer:
         elif path == "/metrics":
             text = self.activity.as_metrics(self._model)
             await connection.send_whole(HTTPStatus.OK, text, content_type="text/plain; version=0.0.4")
+        elif path == "/is_sleeping":
+            await connection.send_whole(HTTPStatus.OK, {"is_sleeping": self._is_asleep})
         elif path == "/__state":
             await connection.send_whole(HTTPStatus.OK, self.activity.as_json())
         else:
@@ -68,11 +74,16 @@ class FakeServer:
     async def _answer_post(self, request: Request, connection: Connection) -> None:
         body = request.body
         if request.path in GENERATING:
+            if self._is_asleep:
+                return await connection.send_whole(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "asleep"})
             wanted = answers.generation(body, chat=GENERATING[request.path], chunks=self._faults.chunks)
             if body.get("max_tokens") == READINESS_MAX_TOKENS and not self._faults.fault_probe:
                 return await self._send_faultless(wanted, connection)
             with self.activity.generation():
                 await self._generate(wanted, connection)
+        elif request.path in SLEEPING:
+            self._is_asleep = SLEEPING[request.path] and not self._faults.sleepless
+            await connection.send_whole(HTTPStatus.OK, {"status": "sleeping" if self._is_asleep else "awake"})
         elif request.path == "/v1/embeddings":
             await self._embed(request, connection)
         elif request.path == "/tokenize":

@@ -18,6 +18,7 @@ from backends.places import Places, socket_folder
 from backends.probing import HttpProber
 from backends.process import LocalLauncher
 from backends.records import ProcessRecords
+from backends.room import BOUNDLESS, Room
 from backends.settings import ArgValue, BackendSettings, EngineSettings, Timing
 from backends.start import Host
 
@@ -53,6 +54,7 @@ def make_fleet(
     *backends: BackendSettings,
     engine: EngineSettings | None = None,
     secrets: frozenset[str] = frozenset(),
+    room: Room = BOUNDLESS,
 ) -> Fleet:
     """A fleet with its state, sockets and logs in *folder*; call it on the loop."""
     host = Host(
@@ -62,6 +64,7 @@ def make_fleet(
         ProcessRecords(folder / "records"),
         asyncio.Semaphore(1),
         folder / "runs",
+        room=room,
     )
     settings = engine or engine_settings()
     return Fleet(backends, dict.fromkeys(ADAPTERS, settings), ADAPTERS, host, folder / "logs")
