@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from backends.adapter import Adapter, Sleep
 from backends.devices import HOST, Device, visible
+from backends.learnt import Peak
 from backends.memory_estimate import NOTHING_KNOWN, MemoryNeed, WeightFacts, as_learnt, exactly
 from backends.placement import Claims, Demand
 from backends.settings import BackendSettings, EngineSettings
@@ -14,13 +15,13 @@ from backends.settings import BackendSettings, EngineSettings
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A backend that wants to start. *learnt_bytes*: the most that an earlier run took of each of its devices."""
+    """A backend that wants to start. *learnt*: the most that earlier runs of it took."""
 
     backend: BackendSettings
     engine: EngineSettings
     adapter: Adapter
     facts: WeightFacts = NOTHING_KNOWN
-    learnt_bytes: int | None = None
+    learnt: Peak | None = None
 
 
 def demand_of(wish: Wish, devices: Sequence[Device]) -> Demand:
@@ -49,8 +50,8 @@ def _need(wish: Wish, on_gpu: bool) -> MemoryNeed:
         settings = replace(settings, env={**wish.engine.env, **settings.env})
     need = wish.adapter.memory(settings, wish.facts, on_gpu=on_gpu)
     takes_a_share = need.fraction is not None or need.free_share is not None
-    if wish.learnt_bytes is not None and not takes_a_share:
-        return as_learnt(wish.learnt_bytes)
+    if wish.learnt is not None and wish.learnt.on_gpu == on_gpu and not takes_a_share:
+        return as_learnt(wish.learnt.bytes_on_each * wish.learnt.devices)
     return need
 
 

@@ -78,9 +78,9 @@ def exactly(bytes_on_each: int) -> MemoryNeed:
     return MemoryNeed(overhead_bytes=bytes_on_each, is_firm=True)
 
 
-def as_learnt(bytes_on_each: int, margin: float = 0.05) -> MemoryNeed:
-    """A need that an earlier run has shown, with a margin: its peak may have been missed."""
-    return MemoryNeed(overhead_bytes=int(bytes_on_each * (1 + margin)))
+def as_learnt(bytes_in_all: int, margin: float = 0.05) -> MemoryNeed:
+    """A need that an earlier run has shown, shared out evenly, with a margin: its peak may have been missed."""
+    return MemoryNeed(cache_bytes=int(bytes_in_all * (1 + margin)))
 
 
 def reckoned(

@@ -47,6 +47,8 @@ from backends.weight_facts import weight_facts
 
 POLL_S = 0.25
 """Between two looks at memory that is on its way back: it takes 0.5 to 1.5 s (Ollama, server/sched.go)."""
+TOGETHER_S = 0.005
+"""Changes within so long are looked at together."""
 SETTLED_S = 3.0
 """A device whose free memory has not moved for so long has given back what it will."""
 SETTLED_BYTES = 64 * MIB
@@ -249,10 +251,11 @@ class MeasuredRoom:
         if held is None or self._learnt is None:
             return
         taken = await asyncio.to_thread(self._taken, held.claims, pids)
-        if taken <= (held.peak.bytes_on_each * NOTICEABLE if held.peak is not None else 0):
+        known, on_gpu = held.peak or held.wish.learnt, HOST not in held.claims
+        is_comparable = known is not None and (known.on_gpu, known.devices) == (on_gpu, len(held.claims))
+        if taken <= (known.bytes_on_each * NOTICEABLE if known is not None and is_comparable else 0):
             return
-        gpus = [index for index in held.claims if index != HOST]
-        held.peak = Peak(fingerprint(held.wish.backend, held.wish.engine), bool(gpus), len(held.claims), taken)
+        held.peak = Peak(fingerprint(held.wish.backend, held.wish.engine), on_gpu, len(held.claims), taken)
         await asyncio.to_thread(self._learnt.write, backend, held.peak)
 
     def _taken(self, claims: Claims, pids: Callable[[], Sequence[int]]) -> int:
@@ -264,10 +267,8 @@ class MeasuredRoom:
         return max((sum(size for pid, size in one.processes if pid in members) for one in devices), default=0)
 
     def _reckoned(self, wish: Wish) -> Wish:
-        peak = self._learnt.read(wish.backend, wish.engine) if self._learnt is not None else None
-        return replace(
-            wish, facts=weight_facts(wish.backend.weights), learnt_bytes=peak.bytes_on_each if peak else None
-        )
+        learnt = self._learnt.read(wish.backend, wish.engine) if self._learnt is not None else None
+        return replace(wish, facts=weight_facts(wish.backend.weights), learnt=learnt)
 
     # --- serving the queue ---
 
@@ -289,6 +290,8 @@ class MeasuredRoom:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()
+                    # A backend that is idle for an instant between any two requests is not looked at for each.
+                    await asyncio.sleep(TOGETHER_S)
 
     def _serve_once(self, devices: Mapping[int, Device]) -> float | None:
         """Decide about every waiting start, in order. Returns after how many seconds to look again, None: on change."""

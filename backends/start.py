@@ -43,7 +43,7 @@ GATE_HOLD_S = 120.0
 QUEUED = "queued behind another start"
 SLEEP_LIMIT_S = 60.0
 """So long may an engine take to fall asleep: it copies its weights into the host's memory."""
-MEASURE_EVERY_S = 30.0
+MEASURE_EVERY_S = 15.0
 """Between two looks at the memory a READY run takes."""
 TAIL_LINES = 400
 """How far back a diagnosis looks: vLLM prints its root cause well above its last line."""

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends.adapter import Adapter
@@ -21,7 +21,7 @@ from backends.devices import GIB, Devices, LocalDevices
 from backends.engines import ADAPTERS
 from backends.hub import LIBRARIES, SOURCES_EXTRA
 from backends.lora import base_doubt
-from backends.placement import Ground, Impossible, decide
+from backends.placement import Ground, Impossible, Placed, Resident, decide
 from backends.ports import probe_address
 from backends.resolving import Environments, EnvironmentUnusable
 from backends.settings import BackendSettings, EngineSettings, LoraAdapter
@@ -127,19 +127,33 @@ def _models(config: Config) -> Iterator[Finding]:
 
 
 def _placements(config: Config, environ: Mapping[str, str], devices: Devices | None = None) -> Iterator[Finding]:
-    """The models that could not run on this machine if they had it to themselves."""
+    """The models that could not run on this machine if they had it to themselves, and those loaded at startup that
+    do not fit beside the ones before them."""
     budget_bytes = None if config.gateway.memory_gib is None else int(config.gateway.memory_gib * GIB)
-    found = {device.index: device for device in (devices or LocalDevices(environ, budget_bytes)).read()}
+    read = (devices or LocalDevices(environ, budget_bytes)).read()
+    # What somebody else holds now may be free then.
+    found = {device.index: replace(device, free_bytes=device.total_bytes) for device in read}
+    loaded: list[Resident] = []
     for backend in config.backend_settings():
         adapter = ADAPTERS[backend.engine]
         if not adapter.launches:
             continue
         wish = Wish(backend, config.engine_settings(backend.engine), adapter, weight_facts(backend.weights))
-        decision = decide(demand_of(wish, list(found.values())), Ground(found, (), now=0.0))
+        demand = demand_of(wish, list(found.values()))
+        decision = decide(demand, Ground(found, (), now=0.0))
         if isinstance(decision, Impossible):
             key = "gpus" if backend.gpus else "memory_gib" if backend.memory_bytes else "weights"
             remedy = f"correct models.{backend.name}.{key}; `unigate doctor` shows what is here"
             yield Finding(("models", backend.name, key), backend.name, False, decision.reason, remedy)
+        elif not backend.on_demand:
+            beside = decide(demand, Ground(found, tuple(loaded), now=0.0))
+            if isinstance(beside, Placed):
+                loaded.append(Resident(backend.name, beside.claims, can_leave=False))
+            else:
+                names = ", ".join(resident.backend for resident in loaded)
+                message = f"does not fit beside {names}, also loaded at startup: they will take turns"
+                loc = ("models", backend.name, "load")
+                yield Finding(loc, backend.name, True, message, "write load: on_demand", is_doubtful=True)
 
 
 def _weights(backend: BackendSettings, weights: Path, adapter: Adapter) -> Finding:

@@ -94,9 +94,10 @@ def test_shares() -> None:
 
 
 def test_what_is_stated_and_what_is_learnt() -> None:
-    """A stated figure is firm and exact; a learnt one is a guess with a margin."""
+    """A stated figure is firm and exact on each device; a learnt one is a guess with a margin, shared out."""
     assert (exactly(GIB).on_each(2, 24 * GIB), exactly(GIB).is_firm) == (GIB, True)
     assert (as_learnt(100).on_each(1, 24 * GIB), as_learnt(100).is_firm) == (105, False)
+    assert as_learnt(100).on_each(2, 24 * GIB) == 53
 
 
 def test_weights_that_may_stay_elsewhere() -> None:

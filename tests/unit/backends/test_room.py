@@ -331,6 +331,10 @@ async def test_a_peak_on_the_host_is_learnt(tmp_path: Path, monkeypatch: pytest.
         first.leave()
         again = await made.ask("a", None, engine="llamacpp").granted()
         assert again.claims == {HOST: int(4 * GIB * 1.05)}
+        await made.room.measure("a", lambda: [12])
+        peak = learnt.read(BackendSettings(name="a", engine="llamacpp", min_residency_s=0.0), EngineSettings())
+        assert peak is not None
+        assert peak.bytes_on_each == 4 * GIB
         other = await made.ask("b", None, engine="llamacpp").granted()
         assert other.claims == {HOST: 0}
 

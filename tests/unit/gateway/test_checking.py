@@ -131,6 +131,18 @@ def test_a_model_that_never_fits(tmp_path: Path, keys: dict[str, object], loc: s
     assert found.message.startswith(words)
 
 
+def test_startup_models_that_take_turns(tmp_path: Path) -> None:
+    """Models to be loaded at startup that do not fit together are worth a look, and no problem."""
+    model = {"engine": "llamacpp", "weights": str(tmp_path / "m.gguf"), "memory_gib": 6}
+    document = {
+        "gateway": {"port": free_port(), "memory_gib": 10},
+        "models": {"a": model, "b": model, "c": {**model, "load": "on_demand"}},
+    }
+    found = [finding for finding in static_findings(Config.model_validate(document), {}) if finding.is_doubtful]
+    assert [(finding.loc, finding.is_good) for finding in found] == [(("models", "b", "load"), True)]
+    assert found[0].message == "does not fit beside a, also loaded at startup: they will take turns"
+
+
 def lora_config(folder: Path, base_model: str) -> Config:
     """The model `a` with two adapters: one in order, trained on *base_model*, and one that is not there."""
     adapter = folder / "sql"
