@@ -74,6 +74,7 @@ class Nvml:
         self._limit_s = limit_s
         self._problem: str | None = None
         self._is_open = False
+        self._last: tuple[Device, ...] = ()
 
     @property
     def problem(self) -> str | None:
@@ -89,8 +90,9 @@ class Nvml:
         except NvmlSilent:
             self._problem = f"NVML did not answer within {self._limit_s:g} s"
         except self._api.NVMLError as problem:
-            if not self._is_open:
-                self._problem = str(problem)
+            if self._is_open:
+                return self._last  # a GPU does not go away because one question failed
+            self._problem = str(problem)
         return ()
 
     def driver(self) -> str:
@@ -103,7 +105,8 @@ class Nvml:
         if not self._is_open:
             self._api.nvmlInit()
             self._is_open = True
-        return tuple(self._devices())
+        self._last = tuple(self._devices())
+        return self._last
 
     def _devices(self) -> Iterator[Device]:
         api = self._api

@@ -30,6 +30,7 @@ from backends.devices import GIB, HOST, MIB, Device, Devices
 from backends.diagnosis import Diagnosis
 from backends.learnt import Learnt, Peak, fingerprint
 from backends.lifecycle import LEAVING, State
+from backends.memory_estimate import exactly
 from backends.placement import (
     Claims,
     Decision,
@@ -319,8 +320,9 @@ class MeasuredRoom:
         held = self._held.get(waiting.wish.backend.name)
         if held is None:
             return demand_of(waiting.wish, list(devices.values()))
-        # It wakes: where its context is, and nowhere else.
-        return replace(held.demand, among=tuple(held.claims), count=len(held.claims))
+        # It wakes: where its context is, and nowhere else, and takes again what it had.
+        need = held.demand.need if held.demand.need.fraction is not None else exactly(max(held.claims.values()))
+        return replace(held.demand, need=need, among=tuple(held.claims), count=len(held.claims))
 
     def _act(self, waiting: _Waiting, demand: Demand, decision: Decision, devices: Mapping[int, Device]) -> None:
         match decision:

@@ -43,7 +43,7 @@ def test_ps(steered: Gateway) -> None:
     done = steered.command("ps")
     assert (done.returncode, done.stderr) == (0, "")
     header, *lines = done.stdout.splitlines()
-    assert header.split() == ["MODEL", "ENGINE", "STATE", "SINCE", "PID", "BUSY", "WAITING", "RESTARTS", "NOTE"]
+    assert " ".join(header.split()) == "MODEL ENGINE STATE SINCE PID BUSY WAITING RESTARTS MEMORY IDLE NOTE"
     assert lines[0].split()[:3] == ["Org/Chat-7B", "vllm", "ready"]
     assert lines[0].split()[4] == str(steered.backend("Org/Chat-7B")["pid"])
 
@@ -249,7 +249,8 @@ def test_a_status_is_complete(gateway: Gateway) -> None:
     status = gateway.backend("chat")
     assert set(status) == {
         "name", "engine", "state", "phase", "pid", "address", "since_s", "leases", "waiting", "restarts",
-        "retry_in_s", "on_demand", "log", "diagnosis",
+        "retry_in_s", "on_demand", "log", "diagnosis", "memory_bytes", "gpus", "idle_s", "is_pinned",
+        "has_given_room",
     }  # fmt: skip
     assert Path(status["log"]).is_file()
     assert Path(f"/proc/{status['pid']}").is_dir()

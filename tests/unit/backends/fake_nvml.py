@@ -37,6 +37,7 @@ class FakeNvml:
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.inits = 0
+        self.count_problem: str | None = None
 
     def nvmlInit(self) -> None:  # noqa: N802
         self.inits += 1
@@ -48,6 +49,8 @@ class FakeNvml:
         return "590.10"
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        if self.count_problem is not None:
+            raise NVMLError(self.count_problem)
         return len(self.gpus)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> tuple[int, FakeGpu]:  # noqa: N802

@@ -45,6 +45,16 @@ def test_an_nvml_that_hangs_is_given_up() -> None:
     api.may_answer.set()
 
 
+def test_a_question_that_fails_takes_no_gpu_away() -> None:
+    """When NVML fails once after it has answered, its last answer holds."""
+    api = FakeNvml(FakeGpu())
+    nvml = Nvml(api)
+    before = nvml.read()
+    api.count_problem = "Unknown Error"
+    assert nvml.read() == before != ()
+    assert nvml.problem is None
+
+
 def test_a_lost_gpu_hides_no_other() -> None:
     """A GPU that NVML cannot reach is left out; the others keep their numbers."""
     assert [gpu.index for gpu in Nvml(FakeNvml(FakeGpu(is_lost=True), FakeGpu())).read()] == [1]
