@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from urllib.parse import quote
+
+from backends.rotating_file import RotatingFile
 
 RING_BYTES = 256 * 1024
 LINE_LIMIT = 8 * 1024
@@ -57,17 +57,24 @@ def _text(line: bytes) -> str:
 
 
 class BackendLog:
-    """The log of one backend over all its runs. Used from the loop's thread only."""
+    """The log of one backend over all its runs. Used from the loop's thread only.
+
+    Lines that cannot be written, because the disk is full, are written when they can be, as far as memory holds them;
+    the file says how many are missing.
+    """
 
     def __init__(self, path: Path, *, rotate_bytes: int = 50 * 1024 * 1024, keep: int = 5) -> None:
         self.path = path
-        self._rotate_bytes = rotate_bytes
-        self._keep = keep
         self._ring: deque[str] = deque()
         self._ring_bytes = 0
         self._followers: set[asyncio.Queue[str | None]] = set()
-        self._file: RotatingFileHandler | None = None
-        self._write_failed = False
+        self._file = RotatingFile(path, rotate_bytes=rotate_bytes, keep=keep)
+        self._unwritten = 0
+        """So many of the ring's last lines are not in the file yet."""
+        self._missing = 0
+        """So many lines left the ring before they could be written."""
+        self._trouble = ""
+        """Why the file cannot be written, while it cannot."""
         self._is_closed = False
         self.lines_written = 0
 
@@ -77,18 +84,15 @@ class BackendLog:
     def write(self, line: str) -> None:
         """Take one line of the engine's, or of ours about it."""
         self.lines_written += 1
-        self._ring.append(line)
-        self._ring_bytes += len(line)
-        while self._ring_bytes > RING_BYTES:
-            self._ring_bytes -= len(self._ring.popleft())
-        self._write_file(line)
+        self._keep_in_memory(line)
+        self._write_file()
         for queue in self._followers:
             if queue.qsize() < FOLLOWER_LINES:  # a follower that does not read misses lines; the engine never waits
                 queue.put_nowait(line)
 
     def note(self, text: str) -> None:
         """A line of our own between the engine's, with the time."""
-        self.write(f"[unigate {time.strftime('%Y-%m-%d %H:%M:%S')}] {text}")
+        self.write(_noted(text))
 
     def tail(self, lines: int) -> list[str]:
         """The last *lines* lines, oldest first."""
@@ -113,30 +117,38 @@ class BackendLog:
         self._is_closed = True
         for queue in self._followers:
             queue.put_nowait(None)
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk, again: it was said when the line was written
-                self._file.close()
-            self._file = None
+        self._file.close()
 
-    def _write_file(self, line: str) -> None:
+    def _keep_in_memory(self, line: str) -> None:
+        self._ring.append(line)
+        self._ring_bytes += len(line)
+        self._unwritten += 1
+        while self._ring_bytes > RING_BYTES:
+            self._ring_bytes -= len(self._ring.popleft())
+            if self._unwritten > len(self._ring):
+                self._unwritten -= 1
+                self._missing += 1
+
+    def _write_file(self) -> None:
+        """Bring the file up to the ring's last line."""
         try:
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = _LineFile(self.path, self._rotate_bytes, self._keep)
-            self._file.emit(logging.makeLogRecord({"msg": line}))
-            self._write_failed = False
+            if self._missing:
+                self._file.append(_noted(f"{self._missing} lines are missing here: {self._trouble}"))
+                self._missing = 0
+            while self._unwritten:
+                self._file.append(self._ring[-self._unwritten])
+                self._unwritten -= 1
         except OSError as problem:
             # A full disk must not stop an engine. Said once, until a write succeeds again.
-            if not self._write_failed:
-                _log.warning("cannot write %s: %s; its lines are kept in memory only", self.path, problem.strerror)
-            self._write_failed = True
+            if not self._trouble:
+                self._trouble = problem.strerror or str(problem)
+                _log.warning("cannot write %s: %s; its lines are kept in memory", self.path, self._trouble)
+        else:
+            if self._trouble:
+                _log.warning("%s is written again", self.path)
+            self._trouble = ""
 
 
-class _LineFile(RotatingFileHandler):
-    """The standard library's rotation, one line per record, errors to the caller."""
-
-    def __init__(self, path: Path, rotate_bytes: int, keep: int) -> None:
-        super().__init__(path, maxBytes=rotate_bytes, backupCount=keep, encoding="utf-8", errors="replace")
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        raise
+def _noted(text: str) -> str:
+    """A line of our own, with the time."""
+    return f"[unigate {time.strftime('%Y-%m-%d %H:%M:%S')}] {text}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 
 import pytest
 
-from backends import logs
 from backends.logs import FOLLOWER_LINES, LINE_LIMIT, RING_BYTES, BackendLog, LineSplitter, file_name
+from backends.rotating_file import RotatingFile
 
 # --- LineSplitter ---
 
@@ -170,33 +169,57 @@ async def test_a_follower_that_leaves_is_forgotten(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_full_disk_is_said_once(
+class Disk:
+    """A disk under every log file that can be full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full = True
+        append = RotatingFile.append
+
+        def append_unless_full(file: RotatingFile, line: str) -> None:
+            if self.is_full:
+                raise OSError(28, "No space left on device")
+            append(file, line)
+
+        monkeypatch.setattr(RotatingFile, "append", append_unless_full)
+
+
+def test_a_full_disk_loses_nothing_that_memory_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While writing fails the lines stay in memory and one warning is given; after a success, another."""
+    """While writing fails that is said once; the first line that can be written brings those before it along."""
+    disk = Disk(monkeypatch)
     log = BackendLog(tmp_path / "m.log")
-    is_full = True
-    emit = logs._LineFile.emit
-
-    def emit_unless_full(file: logs._LineFile, record: logging.LogRecord) -> None:
-        if is_full:
-            raise OSError(28, "No space left on device")
-        emit(file, record)
-
-    monkeypatch.setattr(logs._LineFile, "emit", emit_unless_full)
     for number in range(3):
-        log.write(f"lost {number}")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"cannot write {tmp_path / 'm.log'}: No space left on device; its lines are kept in memory only"
-    ]
-    is_full = False
-    log.write("kept")
-    is_full = True
-    log.write("lost 3")
-    assert len(caplog.records) == 2
+        log.write(f"late {number}")
+    disk.is_full = False
+    log.write("in time")
+    disk.is_full = True
+    log.write("never")
     log.close()
-    assert (tmp_path / "m.log").read_text() == "kept\n"
-    assert log.tail(10) == ["lost 0", "lost 1", "lost 2", "kept", "lost 3"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot write {tmp_path / 'm.log'}: No space left on device; its lines are kept in memory",
+        f"{tmp_path / 'm.log'} is written again",
+        f"cannot write {tmp_path / 'm.log'}: No space left on device; its lines are kept in memory",
+    ]
+    assert (tmp_path / "m.log").read_text() == "late 0\nlate 1\nlate 2\nin time\n"
+    assert log.tail(10) == ["late 0", "late 1", "late 2", "in time", "never"]
+
+
+def test_a_long_outage_is_marked_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What memory could not hold until the disk had space is missing, and the file says there how much and why."""
+    disk = Disk(monkeypatch)
+    log = BackendLog(tmp_path / "m.log")
+    lines = [f"{number:04} {'x' * 1000}" for number in range(600)]
+    for line in lines:
+        log.write(line)
+    disk.is_full = False
+    log.write("again")
+    log.close()
+    mark, *kept = (tmp_path / "m.log").read_text().splitlines()
+    assert kept == [*lines[-len(kept) + 1 :], "again"]
+    assert mark.endswith(f"] {600 - len(kept) + 1} lines are missing here: No space left on device")
+    assert len(kept) > 200
 
 
 def test_a_real_full_disk(caplog: pytest.LogCaptureFixture) -> None:
