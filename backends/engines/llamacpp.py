@@ -71,6 +71,14 @@ SHORT = frozenset(
 
 PATTERNS = (
     pattern(
+        "port_in_use",
+        r"couldn't bind HTTP server socket",
+        "Another process took the engine's port while it was starting.",
+        "It is tried again on another port.",
+        source="seen with build 11549, which names no errno",
+        permanent=False,
+    ),
+    pattern(
         "bad_option",
         r"error: (?P<message>(unrecognized arguments|argument|invalid argument|unknown argument).*)",
         "llama.cpp refused its command line: {message}.",

@@ -233,6 +233,12 @@ SAMPLES = [
         True,
     ),
     # From the strings of that build, the values filled in.
+    Sample(
+        "llamacpp",
+        "0.00.004.749 E srv         start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 18196",
+        "port_in_use",
+        False,
+    ),
     Sample("llamacpp", "ggml_gallocr_reserve_n: failed to allocate CPU buffer of size 9", "out_of_memory", True),
     Sample("llamacpp", "ModuleNotFoundError: No module named 'xllamacpp'", "engine_missing", True),
     # Texts of build 11549, the values filled in; common/common.cpp, src/llama-adapter.cpp, src/llama-model.cpp.
