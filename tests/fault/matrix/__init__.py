@@ -1,0 +1,1 @@
+"""Every engine with every fault, one table: `python -m tests.fault.matrix`."""
