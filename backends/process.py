@@ -54,6 +54,10 @@ class EngineRun(Protocol):
     def session(self) -> int:
         """The session all its processes began in, which is the shim's pid; 0 where there is none."""
 
+    @property
+    def has_exited(self) -> bool:
+        """Whether its main process is gone, though something it left behind may still be ending."""
+
     async def wait(self) -> ExitStatus:
         """Until nothing of the run is left. May be awaited by several, again and again.
 
@@ -85,6 +89,7 @@ class Attachment:
 
     pid: int | None = None
     session = 0
+    has_exited = False
 
     def __init__(self) -> None:
         self._ended = asyncio.Event()
@@ -117,6 +122,7 @@ class ShimmedRun:
     def __init__(self, shim: asyncio.subprocess.Process, marker: str, on_line: Callable[[str], None]) -> None:
         self.pid: int | None = None
         self.session = shim.pid
+        self.has_exited = False
         self._shim = shim
         self._marker = marker
         self._on_line = on_line
@@ -160,6 +166,7 @@ class ShimmedRun:
         log = asyncio.create_task(self._pump_log(self._shim.stderr), name=f"log {self._marker}")
         async for line in self._shim.stdout:
             self._take(json.loads(line))
+        self.has_exited = True
         if not self._ended_orderly:
             # The shim itself was killed: what it guarded is ours to end now.
             await asyncio.to_thread(
@@ -180,6 +187,8 @@ class ShimmedRun:
     def _take(self, event: Mapping[str, object]) -> None:
         if event["event"] == "started":
             self.pid = int(str(event["pid"]))
+        elif event["event"] == "exited":
+            self.has_exited = True
         elif event["event"] == "failed":
             self._failure = str(event["message"])
             self._ended_orderly = True

@@ -74,6 +74,7 @@ class Shim:
         tell(event="started", pid=engine.pid)
         while self._main_status is None:
             self._wait_once()
+        tell(event="exited")  # before the sweep, which may take a second: nobody is to be sent there any more
         engine.returncode = os.waitstatus_to_exitcode(self._main_status)  # reaped here, not by Popen
         wedged = sweep(self._members, term_s=LEFTOVER_GRACE_S if self._kill_at is None else 0)
         tell(event="ended", status=engine.returncode, wedged=wedged)

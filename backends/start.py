@@ -126,6 +126,11 @@ class Start:
         """The engine's main process while there is one."""
         return self._run.pid if self._run is not None else None
 
+    @property
+    def has_exited(self) -> bool:
+        """Whether the engine's main process is gone already, while the rest of its run is still ending."""
+        return self._run is not None and self._run.has_exited
+
     def begin(self) -> None:
         """Start. Called once, on the loop."""
         self._task = asyncio.create_task(self._whole_life(), name=f"start {self._backend.name}#{self.generation}")

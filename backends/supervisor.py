@@ -190,8 +190,8 @@ class Supervisor:
         )
 
     def try_lease(self) -> Lease | None:
-        """A lease when the backend is READY, at once."""
-        if self._state is not State.READY or self._start is None or self._start.spec is None:
+        """A lease when the backend is READY, at once; none of an engine whose end is merely not over yet."""
+        if self._state is not State.READY or self._start is None or self._start.spec is None or self._start.has_exited:
             return None
         self._leases += 1
         self._last_used_at = self._clock()

@@ -18,9 +18,13 @@ from typing import Literal
 import httpx
 import pytest
 
+from backends.adapter import Call, LaunchSpec, Probe
+from backends.address import Address
+from backends.diagnosis import ExitStatus
 from backends.fleet import Fleet
 from backends.lease import BackendUnavailable
 from backends.lifecycle import State
+from backends.process import LocalLauncher
 from backends.settings import BackendSettings, EngineSettings
 from backends.status import Transition
 from tests.fault.fleet_host import COMMAND, QUICK, ROOT, backend_settings, engine_settings, make_fleet
@@ -210,6 +214,20 @@ async def test_a_close_in_a_hurry(tmp_path: Path, name: str) -> None:
         closing.cancel()
         await asyncio.wait([closing])
         assert bearing(f"{name}:") == []
+
+
+async def test_nobody_is_sent_to_what_is_left_of_an_engine(tmp_path: Path, name: str) -> None:
+    """The end of the main process is known at once, not when the last of its children has been ended."""
+    marker, lines = f"{name}:1", list[str]()
+    argv = ("/bin/sh", "-c", "(trap '' TERM; echo left behind; sleep 600) & sleep 0.2; exit 3")
+    get = Call("GET", "/")
+    run = await LocalLauncher().start(LaunchSpec(Address(), Probe(get, get, ()), argv), marker, lines.append)
+    async with asyncio.timeout(LIMIT_S):
+        await until(lambda: run.has_exited)
+        assert bearing(marker)
+        assert await run.wait() == ExitStatus(code=3)
+    assert bearing(marker) == []
+    assert lines == ["left behind"]
 
 
 # --- starts that fail ---

@@ -38,6 +38,11 @@ class Play:
         self.waiters: list[asyncio.Task[None]] = []
         self.refusals: list[str] = []
 
+    @property
+    def is_engine_gone(self) -> bool:
+        """Whether the main process has exited, and what it left behind has not."""
+        return any(run.has_exited for run in self.world.launcher.alive)
+
     def check(self) -> None:
         """What holds at every moment."""
         world = self.world
@@ -52,7 +57,8 @@ class Play:
         """Where nothing will come, nobody waits, once those who were told have gone."""
         state = self.world.state
         await turns()
-        if self.world.state is state and state in RESTED:
+        # of an engine that is gone the end will come, and the next start with it
+        if self.world.state is state and state in RESTED and not self.is_engine_gone:
             assert self.world.supervisor.status().waiting == 0
 
     async def wait(self) -> None:
@@ -69,7 +75,7 @@ class Play:
         """One request that does not wait."""
         state = self.world.state
         lease = self.world.supervisor.try_lease()
-        assert (lease is not None) == (state is State.READY)
+        assert (lease is not None) == (state is State.READY and not self.is_engine_gone)
         if lease is not None:
             self.held.append(lease)
 
@@ -97,6 +103,11 @@ class Play:
         for run in self.world.launcher.alive:
             run.refusal = refusal
             run.is_answering.set()
+
+    def exit_first(self) -> None:
+        """The main process is gone, and what it left behind is not."""
+        for run in self.world.launcher.alive:
+            run.has_exited = True
 
     def fall_ill(self) -> None:
         """The engine's health fails from now on."""
@@ -147,6 +158,7 @@ ACTS: dict[str, Callable[[Play], object]] = {
     "crash": lambda play: play.end(ExitStatus(code=1)),
     "exit": lambda play: play.end(ExitStatus(code=0)),
     "run out of memory": lambda play: play.end(ExitStatus(code=1), OUT_OF_MEMORY),
+    "exit first": Play.exit_first,
     "fall ill": Play.fall_ill,
     "make deaf": Play.make_deaf,
     "break command": Play.break_command,

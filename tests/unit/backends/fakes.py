@@ -63,6 +63,7 @@ class FakeRun:
     kills_ignored: int = 0
     pid: int | None = None
     session: int = 0
+    has_exited: bool = False
     signals: list[str] = field(default_factory=list)
     status: asyncio.Future[ExitStatus] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     is_answering: asyncio.Event = field(default_factory=asyncio.Event)

@@ -52,6 +52,24 @@ async def test_no_lease_without_ready(tmp_path: Path) -> None:
         lease.release()
 
 
+async def test_no_lease_of_an_engine_that_is_gone(tmp_path: Path) -> None:
+    """While what a dead engine left behind is still ending, who asks waits, and is served by the next run."""
+    async with living_backend(tmp_path, settings(tmp_path)) as world:
+        run = await world.ready()
+        run.has_exited = True
+        assert world.state is State.READY
+        assert world.supervisor.try_lease() is None
+        waiter = asked(world)
+        await turns()
+        run.end(ExitStatus(signal=9))
+        following = await world.launcher.started(2)
+        assert not waiter.done()
+        following.is_answering.set()
+        lease = await waiter
+        assert lease.address == following.spec.address
+        lease.release()
+
+
 async def test_a_lease_is_returned_once(tmp_path: Path) -> None:
     """Releasing twice counts once."""
     async with living_backend(tmp_path, settings(tmp_path)) as world:
