@@ -173,9 +173,10 @@ def disk_full(stage: Stage) -> Outcome | Absent:
             pass
     since = time.monotonic()
     stage.say(500)
+    recovery = stage.recovery(since)
     for _ in range(60):  # the gateway's own log is to be full too, not only at its next page
         gateway.ask("POST", CHAT, json={"model": "nobody", "messages": []})
-    story, recovery = stage.ask(20).story(), stage.recovery(since)
+    story = stage.ask(20).story()
     filler.unlink()
     stage.say(50)
     until(lambda: stage.said in stage.logged_lines(), SETTLED_S, "the log goes on once there is space")
