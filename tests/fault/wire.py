@@ -131,7 +131,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
         case "exit":
             sys.exit(end_after_first_line(launch))
         case "stall":
-            fork_beside(lambda: stop_once_begun(main_pid))
+            before = words_of(main_pid)
+            fork_beside(lambda: stop_once_begun(main_pid, before))
         case "port":
             with launch.place.listener():
                 fork_beside(signal.pause)
@@ -173,10 +174,14 @@ def end_after_first_line(launch: Launch) -> int:
     return EXIT_CODE
 
 
-def stop_once_begun(pid: int) -> None:
-    """SIGSTOP to *pid* as soon as it has become the engine."""
-    before = Path(f"/proc/{pid}/cmdline").read_bytes()
-    while Path(f"/proc/{pid}/cmdline").read_bytes() == before:
+def words_of(pid: int) -> bytes:
+    """The command line of *pid*."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def stop_once_begun(pid: int, before: bytes) -> None:
+    """SIGSTOP to *pid* as soon as it has become the engine, and its command line is no longer *before*."""
+    while words_of(pid) == before:
         time.sleep(0.001)
     os.kill(pid, signal.SIGSTOP)
     signal.pause()
