@@ -51,8 +51,11 @@ test: $(DEV) engines ## all tests, with the real engines
 unit: $(DEV) ## the quick tests: pure decisions and properties
 	$(BIN)/pytest tests/unit tests/property
 
-fault: $(DEV) ## what happens when things break, on real processes
-	$(BIN)/pytest tests/fault
+# The first command is everything but the rows of the matrix, which the second one makes, shows and writes down.
+fault: $(DEV) engines ## what happens when things break: every engine with every fault, written to docs/fault-matrix.md
+	UNIGATE_INTERLEAVINGS=500 $(BIN)/pytest tests/fault tests/property/test_lifecycle.py tests/property/test_supervisor.py \
+		--hypothesis-profile=thorough --deselect tests/fault/test_matrix.py::test_every_promise_is_kept
+	$(BIN)/python -m tests.fault.matrix --write docs/fault-matrix.md
 
 engines: $(DEV) ## build the engines' own environments under ~/.cache/unigate
 	$(BIN)/python -m tests.engines.environment

@@ -20,12 +20,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -300,17 +301,20 @@ async def _garbage_head(seen: bytes, chunk: bytes, writer: asyncio.StreamWriter)
 
 async def _garbage_body(seen: bytes, chunk: bytes, writer: asyncio.StreamWriter) -> bool:
     """Some events, then bytes that no chunked body holds."""
-    is_due = events_in(seen) >= EVENTS_BEFORE_A_BREAK
-    writer.write(chunk + (GARBAGE if is_due else b""))
-    await writer.drain()
-    return is_due
+    return await _break_off(seen, chunk, writer, GARBAGE)
 
 
 async def _close(seen: bytes, chunk: bytes, writer: asyncio.StreamWriter) -> bool:
     """Some events, then the end of the connection."""
-    writer.write(chunk)
+    return await _break_off(seen, chunk, writer, b"")
+
+
+async def _break_off(seen: bytes, chunk: bytes, writer: asyncio.StreamWriter, last: bytes) -> bool:
+    end = end_of_events(seen, EVENTS_BEFORE_A_BREAK)
+    before = len(seen) - len(chunk)
+    writer.write(chunk if end is None else seen[before:end] + last)
     await writer.drain()
-    return events_in(seen) >= EVENTS_BEFORE_A_BREAK
+    return end is not None
 
 
 async def _mute(seen: bytes, chunk: bytes, writer: asyncio.StreamWriter) -> bool:
@@ -340,23 +344,41 @@ FAULTS = {
 }
 
 
-def events_in(answer: bytes) -> int:
-    """How many events of a stream *answer* holds: of SSE, or lines of NDJSON."""
-    return max(answer.count(b"data: {"), answer.count(b'{"model":'))
+def events_in(content: bytes) -> int:
+    """How many events of a stream begin in *content*: of SSE, or lines of NDJSON."""
+    return max(content.count(b"data: {"), content.count(b'{"model":'))
+
+
+def end_of_events(answer: bytes, count: int) -> int | None:
+    """Where the HTTP chunk ends that brings event number *count*; None before it has come whole."""
+    seen = 0
+    for end, content in chunks_in(answer):
+        seen += events_in(content)
+        if seen >= count:
+            return end
+    return None
 
 
 def whole_piece_in(answer: bytes) -> bytes | None:
-    """The first chunk of a chunked answer that is complete and carries text; None before it has come."""
-    _, found, rest = answer.partition(b"\r\n\r\n")
-    while found:
-        size, found, after = rest.partition(b"\r\n")
-        length = int(size, 16) if found else 0
-        if not found or len(after) < length + 2:
-            return None
-        piece, rest = after[:length], after[length + 2 :]
-        if b'"content":"' in piece.replace(b'"content": "', b'"content":"').replace(b'"content":""', b""):
-            return b"%x\r\n%b\r\n" % (length, piece)
+    """The first HTTP chunk that carries text, framed as it came; None before it has come whole."""
+    for _, content in chunks_in(answer):
+        if re.search(rb'"content": ?"[^"]', content):
+            return b"%x\r\n%b\r\n" % (len(content), content)
     return None
+
+
+def chunks_in(answer: bytes) -> Iterator[tuple[int, bytes]]:
+    """The whole chunks of a chunked *answer*, and where each ends."""
+    head, found, _ = answer.partition(b"\r\n\r\n")
+    start = len(head) + len(found)
+    while found:
+        size, found, _ = answer[start:].partition(b"\r\n")
+        length = int(size, 16) if found else 0
+        end = start + len(size) + 2 + length + 2
+        if not length or end > len(answer):
+            return
+        yield end, answer[end - 2 - length : end - 2]
+        start = end
 
 
 if __name__ == "__main__":

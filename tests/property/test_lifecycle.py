@@ -70,8 +70,12 @@ class Life(RuleBasedStateMachine):
             assert self.waiting == 0
 
 
-Life.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+EXAMPLES = max(200, settings.default.max_examples)
+"""`make fault` asks for 10,000, by the profile in conftest.py."""
+
+Life.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)
 test_life = Life.TestCase
+test_life = pytest.mark.timeout(60 + EXAMPLES / 20)(test_life)
 test_life.__doc__ = (
     "Any sequence of events keeps at most one process, where the state says, and leaves no waiter behind."
 )
