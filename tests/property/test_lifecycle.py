@@ -70,7 +70,7 @@ class Life(RuleBasedStateMachine):
             assert self.waiting == 0
 
 
-EXAMPLES = max(200, settings.default.max_examples)
+EXAMPLES = max(200, settings().max_examples)
 """`make fault` asks for 10,000, by the profile in conftest.py."""
 
 Life.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)
