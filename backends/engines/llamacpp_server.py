@@ -12,11 +12,11 @@ import argparse
 import json
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_NOT_STARTED = 1
 
 # The words of llama-server's flags -> the members of xllamacpp's enumerations (llama.h, ggml.h, common.h).
@@ -161,16 +161,16 @@ def main(arguments: list[str]) -> int:
     if options["version"]:
         print(f"xllamacpp {xllamacpp.__version__}")  # noqa: T201 - the answer to --version
         return 0
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    # Blocked, and so in llama.cpp's threads, which are started below: one that took the signal could not run a handler,
+    # and this thread would not wake. That happens to a process that was stopped, where no thread is preferred.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         server = xllamacpp.Server(server_params(options))
     except (RuntimeError, ValueError, OSError, AttributeError) as problem:
         print(f"error: the server did not start: {problem}", file=sys.stderr)  # noqa: T201 - this is the log
         return EXIT_NOT_STARTED
     print(f"listening on {server.listening_address}", file=sys.stderr)  # noqa: T201 - this is the log
-    stop.wait()
+    signal.sigwait(STOP_SIGNALS)
     del server  # ends its threads and closes its connections
     return 0
 
