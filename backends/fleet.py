@@ -1,14 +1,20 @@
-"""All backends of one gateway: started, stopped, shown, and leased by name."""
+"""All backends of one gateway: started, stopped, exchanged, shown, and leased by the model they serve.
+
+A model has one backend or several replicas. Which one serves a request is `choosing`'s to say; here it is only asked.
+The backends may change while they serve: a reload of the configuration is made of `add`, `change` and `retire`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from backends.adapter import Adapter
+from backends.choosing import Replica, choose, to_wake
 from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import State
 from backends.logs import BackendLog, file_name
@@ -16,9 +22,10 @@ from backends.records import Reaped, reap
 from backends.settings import BackendSettings, EngineSettings
 from backends.start import Host
 from backends.status import BackendStatus, Transition
-from backends.supervisor import Supervisor
+from backends.supervisor import Setup, Supervisor
 
 KILL_WAIT_S = 10.0
+NO_NAMES: frozenset[str] = frozenset()
 
 _log = logging.getLogger("unigate.backends")
 
@@ -38,25 +45,49 @@ class Fleet:
         log_keep: int = 5,
         max_waiting: int = 256,
     ) -> None:
+        self._adapters = adapters
         self._host = host
+        self._log_dir = log_dir
+        self._log_rotate_bytes = log_rotate_bytes
+        self._log_keep = log_keep
+        self._max_waiting = max_waiting
         self._subscribers: list[Callable[[Transition], None]] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Supervisor, asyncio.Task[None]] = {}
+        self._farewells: dict[str, asyncio.Task[None]] = {}
+        self._retired: dict[str, Supervisor] = {}
+        self._turns = itertools.count()
         self._is_closing = False
-        self._supervisors = {
-            backend.name: Supervisor(
-                backend,
-                engines.get(backend.engine, EngineSettings()),
-                adapters[backend.engine],
-                host,
-                BackendLog(log_dir / file_name(backend.name, ".log"), rotate_bytes=log_rotate_bytes, keep=log_keep),
-                self._publish,
-                max_waiting=max_waiting,
-            )
-            for backend in backends
-        }
+        setups = (self._setup(backend, engines.get(backend.engine, EngineSettings())) for backend in backends)
+        self._supervisors = {setup.backend.name: self._supervisor(setup) for setup in setups}
+        self._replicas: dict[str, tuple[Supervisor, ...]] = {}
+        self._group()
 
     def __repr__(self) -> str:
         return f"<Fleet {list(self._supervisors.values())}>"
+
+    def _setup(self, backend: BackendSettings, engine: EngineSettings) -> Setup:
+        return Setup(backend, engine, self._adapters[backend.engine])
+
+    def _supervisor(self, setup: Setup) -> Supervisor:
+        path = self._log_dir / file_name(setup.backend.name, ".log")
+        return Supervisor(
+            setup.backend,
+            setup.engine,
+            setup.adapter,
+            self._host,
+            BackendLog(path, rotate_bytes=self._log_rotate_bytes, keep=self._log_keep),
+            self._publish,
+            max_waiting=self._max_waiting,
+        )
+
+    def _group(self) -> None:
+        replicas: dict[str, list[Supervisor]] = {}
+        for supervisor in self._supervisors.values():
+            replicas.setdefault(supervisor.setup.backend.model, []).append(supervisor)
+        self._replicas = {model: tuple(group) for model, group in replicas.items()}
+
+    def _all(self) -> list[Supervisor]:
+        return [*self._supervisors.values(), *self._retired.values()]
 
     def subscribe(self, subscriber: Callable[[Transition], None]) -> None:
         """*subscriber* gets every transition from now on, on the loop; it must not raise nor wait."""
@@ -70,15 +101,19 @@ class Fleet:
             if found.wedged:
                 _log.error("processes of %s would not die: %s", found.backend, list(found.wedged))
         for supervisor in self._supervisors.values():
-            self._tasks.append(asyncio.create_task(supervisor.run(), name=f"supervise {supervisor.backend.name}"))
+            self._begin(supervisor)
             if not supervisor.backend.on_demand:
                 supervisor.request_start()
         return reaped
 
+    def _begin(self, supervisor: Supervisor) -> None:
+        task = asyncio.create_task(supervisor.run(), name=f"supervise {supervisor.backend.name}")
+        self._tasks[supervisor] = task
+
     async def close(self, drain_timeout_s: float = 0.0) -> None:
         """Drain every backend for up to *drain_timeout_s*, then stop it. Cancelled, kill. Nothing of them is left."""
         self._is_closing = True
-        supervisors = self._supervisors.values()
+        supervisors = self._all()
         try:
             for supervisor in supervisors:
                 supervisor.request_stop()
@@ -88,24 +123,117 @@ class Fleet:
                 supervisor.end_drain()
             await stopped
         finally:
-            await self._end()
+            await self._end(supervisors)
 
     def kill(self) -> None:
         """KILL every process now; a `close` under way then ends quickly."""
-        for supervisor in self._supervisors.values():
+        for supervisor in self._all():
             supervisor.kill()
 
-    async def _end(self) -> None:
-        for task in self._tasks:
+    async def _end(self, supervisors: Sequence[Supervisor]) -> None:
+        tasks = [*self._farewells.values(), *self._tasks.values()]
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks)
+        self._farewells.clear()
         self._tasks.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_WAIT_S):
-                await asyncio.gather(*(supervisor.gone() for supervisor in self._supervisors.values()))
-        for supervisor in self._supervisors.values():
+                await asyncio.gather(*(supervisor.gone() for supervisor in supervisors))
+        for supervisor in supervisors:
             supervisor.log.close()
+
+    # --- changed while it serves ---
+
+    def setups(self) -> dict[str, Setup]:
+        """What each backend runs under, or will soon: what a new configuration is compared with."""
+        return {name: supervisor.setup for name, supervisor in self._supervisors.items()}
+
+    async def add(self, backend: BackendSettings, engine: EngineSettings) -> None:
+        """Take a new backend in and, unless it is on demand, start it; returns once that is under way.
+
+        One that is just retiring comes back instead.
+        """
+        setup = self._setup(backend, engine)
+        supervisor = self._retired.pop(backend.name, None)
+        if supervisor is not None:
+            self._farewells.pop(backend.name).cancel()
+            taken = supervisor.change(setup)
+        else:
+            supervisor = self._supervisor(setup)
+            self._begin(supervisor)
+            taken = None
+        if not backend.on_demand:
+            taken = supervisor.request_start()
+        self._supervisors[backend.name] = supervisor
+        self._group()
+        if taken is not None:
+            await taken
+
+    async def change(self, backend: BackendSettings, engine: EngineSettings) -> None:
+        """Give the backend of that name new settings, at once or by a new run; returns once that is under way.
+
+        Who waits for it, or asks while it drains, waits for the new run. Raises KeyError.
+        """
+        await self._supervisors[backend.name].change(self._setup(backend, engine))
+
+    def retire(self, name: str) -> None:
+        """Choose the backend no more, let its requests finish, stop it and forget it. Raises KeyError."""
+        supervisor = self._supervisors.pop(name)
+        self._retired[name] = supervisor
+        self._group()
+        taken = supervisor.retire()
+        self._farewells[name] = asyncio.create_task(self._see_off(name, supervisor, taken), name=f"retire {name}")
+
+    async def _see_off(self, name: str, supervisor: Supervisor, taken: asyncio.Future[None]) -> None:
+        await taken
+        await supervisor.settled(State.STOPPED)
+        # From here to its end it is nobody's: no await between the look and the parting.
+        del self._retired[name]
+        task = self._tasks.pop(supervisor)
+        task.cancel()
+        try:
+            await asyncio.wait([task])
+            await supervisor.gone()
+        finally:
+            supervisor.log.close()
+            if self._farewells.get(name) is asyncio.current_task():
+                del self._farewells[name]
+
+    async def seen_off(self, names: Iterable[str]) -> None:
+        """Until none of the retired backends called *names* is left."""
+        farewells = [self._farewells[name] for name in names if name in self._farewells]
+        if farewells:
+            await asyncio.wait(farewells)
+
+    def order(self, names: Iterable[str]) -> None:
+        """Show the backends in the order of *names*; those not named come last."""
+        wanted = {name: index for index, name in enumerate(names)}
+        by_order = sorted(self._supervisors.items(), key=lambda item: wanted.get(item[0], len(wanted)))
+        self._supervisors = dict(by_order)
+        self._group()
+
+    def allow_waiting(self, limit: int) -> None:
+        """At most *limit* requests wait for one model from now on."""
+        self._max_waiting = limit
+        for supervisor in self._all():
+            supervisor.allow_waiting(limit)
+
+    async def brought_up(self, name: str) -> State:
+        """The state a backend comes to rest in: READY, or FAILED, or BACKOFF, or STOPPED where nobody starts it.
+
+        Raises KeyError.
+        """
+        supervisor = self._supervisors[name]
+        at_rest = (State.READY, State.FAILED, State.BACKOFF, State.STOPPED)
+        await supervisor.settled(*at_rest)
+        # It may only have passed through on its way to a start that was asked for.
+        while supervisor.state not in at_rest:
+            await supervisor.settled(*at_rest)
+        return supervisor.state
+
+    # --- by a backend's name ---
 
     async def load(self, name: str) -> None:
         """Ask for a start, of a FAILED backend too; returns once that is under way. Raises KeyError."""
@@ -128,22 +256,116 @@ class Fleet:
         return self._supervisors[name].status()
 
     def statuses(self) -> list[BackendStatus]:
-        """All backends as they stand, in the configuration's order."""
-        return [supervisor.status() for supervisor in self._supervisors.values()]
+        """All backends as they stand, in the configuration's order; last those that are leaving."""
+        return [supervisor.status() for supervisor in self._all()]
+
+    # --- by a model's name ---
+
+    def replicas(self, model: str) -> list[BackendStatus]:
+        """The backends of a model as they stand; none for a model that has just been removed."""
+        return [supervisor.status() for supervisor in self._replicas.get(model, ())]
+
+    def has_other(self, model: str, tried: frozenset[str]) -> bool:
+        """Whether a replica that was not *tried* may yet answer."""
+        others = (other for other in self._replicas.get(model, ()) if other.backend.name not in tried)
+        return any(other.state is not State.FAILED for other in others)
 
     @contextlib.asynccontextmanager
-    async def lease(self, name: str, max_wait_s: float) -> AsyncIterator[Lease]:
-        """A lease for the body of the ``async with``, however it is left.
+    async def lease(
+        self, model: str, max_wait_s: float, affinity: bytes | None = None, without: frozenset[str] = NO_NAMES
+    ) -> AsyncIterator[Lease]:
+        """A lease of one of the model's backends for the body of the ``async with``, however it is left.
 
-        Raises KeyError for an unknown name, BackendUnavailable when there is none to be had.
+        *affinity* is as `choosing.choose` has it; the backends named in *without* are not chosen. Raises KeyError for
+        an unknown model, BackendUnavailable when there is none to be had.
         """
         if self._is_closing:
             raise BackendUnavailable("draining", "the gateway is shutting down", 5.0)
-        lease = await self._supervisors[name].lease(max_wait_s)
+        replicas = self._replicas[model]
+        if len(replicas) == 1 and not without:
+            lease = await self._lease_or_successor(replicas[0], model, max_wait_s)
+        else:
+            lease = await self._lease_of_any(model, max_wait_s, affinity, without)
         try:
             yield lease
         finally:
             lease.release()
+
+    async def _lease_or_successor(self, supervisor: Supervisor, model: str, max_wait_s: float) -> Lease:
+        """The only backend's lease; should it be retired meanwhile, that of those which came in its place."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + max_wait_s
+        try:
+            return await supervisor.lease(max_wait_s)
+        except BackendUnavailable:
+            if supervisor in self._replicas.get(model, ()) or model not in self._replicas:
+                raise
+            return await self._lease_of_any(model, max(0.0, deadline - clock()), None, NO_NAMES)
+
+    async def _lease_of_any(
+        self, model: str, max_wait_s: float, affinity: bytes | None, without: frozenset[str]
+    ) -> Lease:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + max_wait_s
+        while True:
+            if self._is_closing:
+                raise BackendUnavailable("draining", "the gateway is shutting down", 5.0)
+            group = [other for other in self._replicas.get(model, ()) if other.backend.name not in without]
+            if not group:
+                raise BackendUnavailable("model_stopped", f"{model} was stopped", 10.0)
+            chosen = self._choose(group, affinity)
+            lease = chosen.try_lease()
+            if lease is not None:
+                return lease
+            waiting = sum(other.status().waiting for other in group)
+            if waiting >= self._max_waiting:
+                raise BackendUnavailable("queue_full", f"the queue for {model} is full ({waiting} waiting)", 10.0)
+            try:
+                lease = await self._first_of(chosen, group, max(0.0, deadline - clock()))
+            except BackendUnavailable:
+                # What befell this one need not befall the others, and maybe it is no longer one of them.
+                if clock() >= deadline or not self._is_hopeful(model, chosen, without):
+                    raise
+            if lease is not None:
+                return lease
+
+    def _choose(self, group: Sequence[Supervisor], affinity: bytes | None) -> Supervisor:
+        replicas = [Replica(other.backend.name, other.state, other.outstanding) for other in group]
+        by_name = {other.backend.name: other for other in group}
+        spare = to_wake(replicas)
+        if spare is not None and by_name[spare].backend.on_demand:
+            by_name[spare].request_start()
+        return by_name[choose(replicas, affinity, next(self._turns))]
+
+    def _is_hopeful(self, model: str, failed: Supervisor, without: frozenset[str]) -> bool:
+        """Whether another replica than the one that *failed* is serving or on its way to it."""
+        hopeful = (State.READY, State.STARTING, State.RECYCLING, State.BACKOFF)
+        return any(
+            other is not failed and other.backend.name not in without and other.state in hopeful
+            for other in self._replicas.get(model, ())
+        )
+
+    async def _first_of(self, chosen: Supervisor, group: Sequence[Supervisor], max_wait_s: float) -> Lease | None:
+        """The lease of *chosen*, or None as soon as another of the *group* is READY. Raises BackendUnavailable."""
+        others = [other for other in group if other is not chosen]
+        if not others:
+            return await chosen.lease(max_wait_s)
+        leasing = asyncio.create_task(chosen.lease(max_wait_s))
+        watching = [asyncio.create_task(other.settled(State.READY)) for other in others]
+        try:
+            await asyncio.wait([leasing, *watching], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            leasing.cancel()
+            leasing.add_done_callback(_give_back)
+            raise
+        finally:
+            for task in watching:
+                task.cancel()
+        if leasing.done():
+            return leasing.result()
+        leasing.cancel()
+        leasing.add_done_callback(_give_back)
+        return None
 
     def _publish(self, transition: Transition) -> None:
         _log.info(
@@ -156,3 +378,9 @@ class Fleet:
         )
         for subscriber in self._subscribers:
             subscriber(transition)
+
+
+def _give_back(leasing: asyncio.Task[Lease]) -> None:
+    """A lease that came in the very turn in which nobody wanted it any more."""
+    if not leasing.cancelled() and leasing.exception() is None:
+        leasing.result().release()

@@ -214,6 +214,10 @@ class LocalLauncher:
     def __init__(self, secrets: frozenset[str] = frozenset()) -> None:
         self._secrets = secrets
 
+    def withhold(self, secrets: frozenset[str]) -> None:
+        """Keep these from the engines started from now on, beside those it knew."""
+        self._secrets |= secrets
+
     async def start(self, spec: LaunchSpec, marker: str, on_line: Callable[[str], None]) -> EngineRun:
         """Start *spec* behind a shim in a session of its own; *on_line* gets each line of its log.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -87,10 +87,11 @@ class LoraAdapter:
 class BackendSettings:
     """One configured engine process, or one address we do not own.
 
-    *name* is the backend's own, and by default the public name of its model. *served_name* is what its engine calls the
-    model, empty for *name*; *adapters* are the other models it serves. *weights* is a file or folder, None for an
-    external backend and for a model that its engine fetches itself; with a *source* on a hub, it is where that source
-    lies once it is downloaded. *context_length* is in tokens per request, None leaves the engine's default.
+    *name* is the backend's own, and the public name of its model unless it is one of several replicas, *replica_of*
+    that model. *served_name* is what its engine calls the model, empty for *model*; *adapters* are the other models it
+    serves. *weights* is a file or folder, None for an external backend and for a model that its engine fetches itself;
+    with a *source* on a hub, it is where that source lies once it is downloaded. *context_length* is in tokens per
+    request, None leaves the engine's default.
     """
 
     name: str
@@ -120,8 +121,23 @@ class BackendSettings:
     """Never asked to make room for another."""
     min_residency_s: float = 30.0
     """READY for so long before it can be asked to make room."""
+    replica_of: str = ""
+    """The model of which it is one replica of several; empty for a model's only backend."""
+    template_digest: str = ""
+    """Of what is in *template_file*: with another content these are other settings. Empty where nobody has looked."""
+
+    @property
+    def model(self) -> str:
+        """The public name of the model it serves."""
+        return self.replica_of or self.name
 
     @property
     def model_name(self) -> str:
         """What its engine calls the backend's own model."""
-        return self.served_name or self.name
+        return self.served_name or self.model
+
+
+def is_adjustable(before: BackendSettings, after: BackendSettings) -> bool:
+    """Whether a running engine need not be ended for *after*: it differs in what only its supervisor reads."""
+    kept = {name: getattr(before, name) for name in ("on_demand", "idle_unload_s", "readiness", "timing")}
+    return replace(after, **kept) == before

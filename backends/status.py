@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backends.address import Address
@@ -22,6 +23,7 @@ class Transition:
     address: Address | None = None
     """Where the run concerned listens, or listened."""
     started_in_s: float | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +54,18 @@ class BackendStatus:
     idle_s: float | None = None
     is_pinned: bool = False
     has_given_room: bool = False
+    model: str = ""
+    """The public name of the model it serves, of which it may be one replica of several."""
+    is_retired: bool = False
+    """A reload has taken it out: it finishes what it has begun, and is gone."""
+
+
+_FOREMOST = (
+    State.READY, State.STARTING, State.RECYCLING, State.BACKOFF, State.SLEEPING, State.YIELDING, State.DRAINING,
+    State.STOPPING, State.STOPPED, State.FAILED,
+)  # fmt: skip
+
+
+def foremost(replicas: Sequence[BackendStatus]) -> BackendStatus:
+    """How a model stands: as the one of its *replicas*, at least one, that is nearest to serving."""
+    return min(replicas, key=lambda status: _FOREMOST.index(status.state))

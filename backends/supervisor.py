@@ -7,8 +7,9 @@ The task in `run` takes them one at a time, asks `lifecycle` for the row, and ca
 writes the state, so no two parts of the program can disagree about it, and no lock is needed.
 
 Messages from a run carry its generation; those of an earlier run are dropped. A start asked for while the backend is
-leaving is remembered and replayed when it has stopped. Every waiter is answered on every way out: READY wakes them,
-FAILED and STOPPED fail them with the reason, and each has a deadline of its own.
+leaving is remembered and replayed when it has stopped. New settings are a message too: they are taken over when no run
+of the old ones is left, and those who wait meanwhile wait for the run that follows. Every waiter is answered on every
+way out: READY wakes them, FAILED and STOPPED fail them with the reason, and each has a deadline of its own.
 
 Asked to yield by another's start, it grants no more leases, lets those it gave come back in their own time, and leaves,
 or sleeps where its engine can. What is asked of it meanwhile is remembered like any start, and queues for room again.
@@ -30,10 +31,10 @@ from backends.backoff import Attempts, after_failure, retry_delay_s
 from backends.devices import HOST
 from backends.diagnosis import Diagnosis
 from backends.lease import BackendUnavailable, Lease
-from backends.lifecycle import LEAVING, RESTING, Effect, Event, State, is_legal, next_step
+from backends.lifecycle import HAS_PROCESS, LEAVING, RESTING, Effect, Event, State, is_legal, next_step
 from backends.logs import BackendLog
 from backends.room import Occupancy
-from backends.settings import BackendSettings, EngineSettings
+from backends.settings import BackendSettings, EngineSettings, is_adjustable
 from backends.start import Host, Occurrence, Start
 from backends.status import BackendStatus, Transition
 from backends.waiting import Waiters
@@ -56,6 +57,28 @@ class Request:
     taken: asyncio.Future[None]
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that the runs of a backend are made from."""
+
+    backend: BackendSettings
+    engine: EngineSettings
+    adapter: Adapter
+
+    def is_adjustable_to(self, other: Setup) -> bool:
+        """Whether a run of this setup may go on under the *other*."""
+        is_same_engine = self.engine == other.engine and self.adapter is other.adapter
+        return is_same_engine and is_adjustable(self.backend, other.backend)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A new *setup* asked for; *taken* as that of a Request."""
+
+    setup: Setup
+    taken: asyncio.Future[None]
+
+
 class Supervisor:
     """The owner of one backend. `run` must be running for anything to happen."""
 
@@ -70,14 +93,13 @@ class Supervisor:
         *,
         max_waiting: int = 256,
     ) -> None:
-        self.backend = backend
         self.log = log
-        self._engine = engine
-        self._adapter = adapter
+        self._adopt(Setup(backend, engine, adapter))
+        self._next_setup: Setup | None = None
+        self._is_retired = False
         self._host = host
-        self._timing = adapter.timing(backend.timing)
         self._publish = publish
-        self._inbox: asyncio.Queue[Request | Occurrence] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Request | Change | Occurrence] = asyncio.Queue()
         self._state = State.STOPPED
         self._generation = 0
         self._start: Start | None = None
@@ -117,12 +139,37 @@ class Supervisor:
         return self._ask(Event.STOP_REQUESTED)
 
     def _ask(self, event: Event) -> asyncio.Future[None]:
-        request = Request(event, asyncio.get_running_loop().create_future())
+        return self._send(Request(event, asyncio.get_running_loop().create_future()))
+
+    def _send(self, message: Request | Change) -> asyncio.Future[None]:
         if self._is_over:
-            _taken(request)
+            _taken(message)
         else:
-            self._inbox.put_nowait(request)
-        return request.taken
+            self._inbox.put_nowait(message)
+        return message.taken
+
+    def change(self, setup: Setup) -> asyncio.Future[None]:
+        """Go on under *setup*. A run that cannot is drained and stopped, and one of the new setup follows it.
+
+        One that was asked to run and has failed is started again; one that is stopped stays so, unless it is no longer
+        on demand. The future is as that of `request_start`.
+        """
+        self._is_retired = False
+        return self._send(Change(setup, asyncio.get_running_loop().create_future()))
+
+    def retire(self) -> asyncio.Future[None]:
+        """Drain and stop it for good: no request starts it again, only a `change` does. The future is as above."""
+        self._is_retired = True
+        return self.request_stop()
+
+    @property
+    def setup(self) -> Setup:
+        """What it runs under, or will as soon as the run under an older one has ended."""
+        return self._next_setup or self._setup
+
+    def allow_waiting(self, limit: int) -> None:
+        """Let at most *limit* requests wait from now on; those that wait already are not sent away."""
+        self._waiters.limit = limit
 
     def request_yield(self, *, sleep: bool) -> None:
         """Make room for another: refuse leases, wait for those granted, then *sleep* or stop. No effect on one that
@@ -187,7 +234,19 @@ class Supervisor:
             idle_s=None if self._leases else now - self._last_used_at,
             is_pinned=self.backend.is_pinned,
             has_given_room=self._has_given_room,
+            model=self.backend.model,
+            is_retired=self._is_retired,
         )
+
+    @property
+    def outstanding(self) -> int:
+        """How many requests it works on, and how many wait for it."""
+        return self._leases + len(self._waiters)
+
+    @property
+    def state(self) -> State:
+        """What it is doing. For choosing between backends, never for deciding about this one."""
+        return self._state
 
     def try_lease(self) -> Lease | None:
         """A lease when the backend is READY, at once; none of an engine whose end is merely not over yet."""
@@ -222,7 +281,7 @@ class Supervisor:
     async def _wait_for_ready(self) -> None:
         if self._state is State.FAILED:
             raise self._failed()
-        if self._is_over:
+        if self._is_over or self._is_retired:
             raise self._stopped()
         is_under_way = self._state in (State.STARTING, State.BACKOFF, State.RECYCLING)
         await self._waiters.wait(None if is_under_way else self._ask(Event.START_REQUESTED))
@@ -280,10 +339,26 @@ class Supervisor:
             self._fail_waiters()
             while not self._inbox.empty():
                 message = self._inbox.get_nowait()
-                if isinstance(message, Request):
+                if not isinstance(message, Occurrence):
                     _taken(message)
 
-    def _take(self, message: Request | Occurrence) -> None:
+    def _take(self, message: Request | Change | Occurrence) -> None:
+        if isinstance(message, Change):
+            _taken(message)
+            self._take_change(message.setup)
+        else:
+            self._take_event(message)
+        if self._state is State.SLEEPING and self._next_setup is not None:
+            # A run under an older setup is not woken; it has given room, so only a request brings it back.
+            self._apply(Event.STOP_REQUESTED, None)
+        if self._state not in HAS_PROCESS and self._next_setup is not None:
+            self._adopt(self._next_setup)
+            self._next_setup = None
+        if self._state in RESTING and self._start_again:
+            self._start_again = False
+            self._apply(Event.START_REQUESTED, None)
+
+    def _take_event(self, message: Request | Occurrence) -> None:
         if isinstance(message, Occurrence):
             if message.generation != self._generation:
                 return
@@ -300,6 +375,8 @@ class Supervisor:
         else:
             event, diagnosis = message.event, None
             _taken(message)
+        if event is Event.START_REQUESTED and self._is_retired:
+            return
         if event is Event.START_REQUESTED and self._state in LEAVING:
             self._start_again = True
         elif event is Event.STOP_REQUESTED:
@@ -307,9 +384,28 @@ class Supervisor:
         # Requests that ask for what already is, timers overtaken by what they waited for: rightly too late.
         if is_legal(self._state, event):
             self._apply(event, diagnosis)
-            if self._state in RESTING and self._start_again:
-                self._start_again = False
-                self._apply(Event.START_REQUESTED, None)
+
+    def _take_change(self, setup: Setup) -> None:
+        was_on_demand = self.backend.on_demand
+        if self.setup.is_adjustable_to(setup):
+            if self._next_setup is None:
+                self._adopt(setup)
+                self._arm_idle_timer()
+            else:
+                self._next_setup = setup
+            self._start_again |= self._state is State.STOPPED and was_on_demand and not setup.backend.on_demand
+            return
+        self._next_setup = setup
+        if self._state is State.STOPPED:
+            self._start_again = was_on_demand and not setup.backend.on_demand
+        elif self._state not in LEAVING | RESTING:
+            self._start_again = not (self._state is State.FAILED and setup.backend.on_demand)
+            self._apply(Event.STOP_REQUESTED, None)
+
+    def _adopt(self, setup: Setup) -> None:
+        self._setup = setup
+        self.backend, self._engine, self._adapter = setup.backend, setup.engine, setup.adapter
+        self._timing = setup.adapter.timing(setup.backend.timing)
 
     def _event_of_end(self, diagnosis: Diagnosis | None) -> Event:
         """Nothing is left of the process: whether that is an end, a crash or a rejection depends on who asked."""
@@ -344,7 +440,17 @@ class Supervisor:
         spec = self._start.spec if self._start is not None else None
         address = spec.address if spec is not None else None
         self._announce(
-            Transition(self.backend.name, self.backend.engine, before, event, step.state, told, address, started_in_s)
+            Transition(
+                self.backend.name,
+                self.backend.engine,
+                before,
+                event,
+                step.state,
+                told,
+                address,
+                started_in_s,
+                self.backend.model,
+            )
         )
 
     def _keep_diagnosis(self, event: Event, diagnosis: Diagnosis | None) -> None:
@@ -496,6 +602,6 @@ class Supervisor:
         self._inbox.put_nowait(Occurrence(generation, Event.BECAME_UNHEALTHY, diagnosis))
 
 
-def _taken(request: Request) -> None:
-    if not request.taken.done():
-        request.taken.set_result(None)
+def _taken(message: Request | Change) -> None:
+    if not message.taken.done():
+        message.taken.set_result(None)

@@ -12,7 +12,7 @@ class Waiters:
     """At most *limit* waiters of one backend. Each takes its lease itself when it wakes, so none can be lost."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._waiting: dict[asyncio.Future[None], asyncio.Future[None] | None] = {}
 
     def __len__(self) -> int:
@@ -21,7 +21,7 @@ class Waiters:
     @property
     def is_full(self) -> bool:
         """Whether nobody more may wait."""
-        return len(self._waiting) >= self._limit
+        return len(self._waiting) >= self.limit
 
     async def wait(self, start_taken: asyncio.Future[None] | None) -> None:
         """Until woken. *start_taken*: done when the start asked for with this waiter has been looked at.
