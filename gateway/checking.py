@@ -107,7 +107,8 @@ def _engines(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _models(config: Config) -> Iterator[Finding]:
-    for backend in config.backend_settings():
+    # The replicas of a model differ in nothing but their names.
+    for backend in {backend.model: backend for backend in config.backend_settings()}.values():
         adapter = ADAPTERS[backend.engine]
         objections = adapter.objections(backend)
         if isinstance(backend.source, HubSource):
@@ -119,7 +120,7 @@ def _models(config: Config) -> Iterator[Finding]:
         if backend.template_file is not None:
             yield _template(backend, backend.template_file)
         for objection in objections:
-            name = objection.model or backend.name
+            name = objection.model or backend.model
             message = " ".join(part for part in (".".join(objection.path), objection.message) if part)
             yield Finding(("models", name, *objection.path), name, False, message, objection.remedy)
         for lora in backend.adapters:
@@ -157,11 +158,11 @@ def _placements(config: Config, environ: Mapping[str, str], devices: Devices | N
 
 
 def _weights(backend: BackendSettings, weights: Path, adapter: Adapter) -> Finding:
-    loc: Loc = ("models", backend.name, "weights")
+    loc: Loc = ("models", backend.model, "weights")
     problem = adapter.weights_problem(weights)
     if problem is not None:
-        return Finding(loc, backend.name, False, problem, f"correct models.{backend.name}.weights")
-    return Finding(loc, backend.name, True, f"weights {weights}")
+        return Finding(loc, backend.model, False, problem, f"correct models.{backend.model}.weights")
+    return Finding(loc, backend.model, True, f"weights {weights}")
 
 
 def _lora(lora: LoraAdapter, weights: Path | None, adapter: Adapter) -> Finding:
@@ -175,36 +176,38 @@ def _lora(lora: LoraAdapter, weights: Path | None, adapter: Adapter) -> Finding:
 
 def _source(backend: BackendSettings, source: HubSource, models_dir: Path, adapter: Adapter) -> Finding:
     """Whether *source* is there, and what can be known without the network of getting it."""
-    loc: Loc = ("models", backend.name, "weights")
+    loc: Loc = ("models", backend.model, "weights")
     folder = source.folder(models_dir)
     whole = read_completion(source, models_dir)
     if whole is not None:
         problem = adapter.weights_problem(source.weights(models_dir))
         if problem is not None:
-            return Finding(loc, backend.name, False, problem, "use another engine for it, or another model")
-        return Finding(loc, backend.name, True, f"{source} is complete: {size_text(whole.size)} in {folder}")
+            return Finding(loc, backend.model, False, problem, "use another engine for it, or another model")
+        return Finding(loc, backend.model, True, f"{source} is complete: {size_text(whole.size)} in {folder}")
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         what = "cannot be written to" if existing.is_dir() else "is not a folder"
-        return Finding(loc, backend.name, False, f"{source} cannot be downloaded: {existing} {what}", MODELS_DIR_REMEDY)
+        return Finding(
+            loc, backend.model, False, f"{source} cannot be downloaded: {existing} {what}", MODELS_DIR_REMEDY
+        )
     library = LIBRARIES[source.hub]
     if importlib.util.find_spec(library) is None:
         message = f"{source} is not here yet, and {library}, which downloads it, is not installed"
-        return Finding(loc, backend.name, False, message, f"run: {SOURCES_EXTRA}")
+        return Finding(loc, backend.model, False, message, f"run: {SOURCES_EXTRA}")
     free = size_text(shutil.disk_usage(existing).free)
     message = (
         f"{source} will be downloaded into {folder} ({free} free) before the first start, or by `unigate pull` now"
     )
-    return Finding(loc, backend.name, True, message)
+    return Finding(loc, backend.model, True, message)
 
 
 def _template(backend: BackendSettings, path: Path) -> Finding:
-    loc: Loc = ("models", backend.name, "template", "from")
+    loc: Loc = ("models", backend.model, "template", "from")
     try:
         read_template(path)
     except TemplateUnreadable as problem:
-        return Finding(loc, backend.name, False, f"chat template {problem}", "correct the template or its path")
-    return Finding(loc, backend.name, True, f"chat template {path} parses")
+        return Finding(loc, backend.model, False, f"chat template {problem}", "correct the template or its path")
+    return Finding(loc, backend.model, True, f"chat template {path} parses")
 
 
 def used_engines(config: Config) -> list[str]:

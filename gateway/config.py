@@ -7,6 +7,7 @@ Validation never touches the disk: whether weights exist is the business of ``un
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, get_args
@@ -255,6 +256,7 @@ class GatewaySettings(Section):
     )
     log_keep: Whole = Field(5, ge=0, le=1000, description="Rotated log files kept of each log.")
     access_log: Flag = Field(True, description="Whether to log one line for each request.")
+    watch: Flag = Field(False, description="Whether to reload this file when it changes, without being asked to.")
 
     def objections(self) -> Iterator[Refusal]:
         """Refuses an open door and keys that cannot be told apart."""
@@ -371,8 +373,8 @@ _ADAPTER_KEYS = ("base", "adapter", "aliases", "unsupported_parameters")
 """What may be said of a model that is another's LoRA adapter; all else is its base's."""
 _EXTERNAL_ONLY = ("url", "api_key", "served_name")
 _LAUNCHED_ONLY = (
-    "weights", "template", "options", "args", "env", "idle_unload_s", "stop_grace_s", "download_stall_timeout_s",
-    "gpus", "memory_gib", "pinned", "min_residency_s",
+    "weights", "template", "options", "args", "env", "replicas", "idle_unload_s", "stop_grace_s",
+    "download_stall_timeout_s", "gpus", "memory_gib", "pinned", "min_residency_s",
 )  # fmt: skip
 
 
@@ -403,6 +405,9 @@ class ModelConfig(Section):
     aliases: tuple[Name, ...] = Field((), description="Other public names of the model.")
     load: Literal["startup", "on_demand"] = Field(
         "startup", description="Whether the model is loaded at start or by the first request for it."
+    )
+    replicas: Whole = Field(
+        1, ge=1, le=64, description="How many engines of its own serve the model, each with all its memory."
     )
     idle_unload_s: SecondsFromOne | None = Field(
         None, description="Unload after this long without a request, in seconds; default never."
@@ -505,10 +510,14 @@ class ModelConfig(Section):
             message = f"{self.engine} cannot load what {kind_of(self.weights)}: names"
             yield Refusal(("weights",), message, f"it takes {' or '.join(shown)}")
 
+    def backend_names(self, name: str) -> tuple[str, ...]:
+        """What the backends of this model, publicly named *name*, are called: its own name, or ``NAME#1 … NAME#N``."""
+        return (name,) if self.replicas == 1 else tuple(f"{name}#{number + 1}" for number in range(self.replicas))
+
     def settings(
         self, name: str, models_dir: Path, adapters: tuple[LoraAdapter, ...] = (), *, min_residency_s: float = 30.0
     ) -> BackendSettings:
-        """This model, publicly named *name*, with its *adapters*, as the backends package reads it.
+        """This model, publicly named *name*, with its *adapters*, as the backends package reads it: one replica.
 
         What it has on a hub lies below *models_dir*, downloaded or not. *min_residency_s* is the gateway's, for a model
         that names none.
@@ -622,29 +631,31 @@ class Config(Section):
                 message = f"{quoted(model.base)} runs on {base.engine}, which serves no adapters beside a base"
                 yield Refusal(loc, message, "merge the adapter into its base, or use another engine")
         yield from self._sleep_refusals()
+        yield from _replica_refusals(self.models)
 
     def _sleep_refusals(self) -> Iterator[Refusal]:
-        for backend in self.backend_settings():
+        for backend in {backend.model: backend for backend in self.backend_settings()}.values():
             sleep = ADAPTERS[backend.engine].sleep(backend)
             socket = self.engine_settings(backend.engine).socket
             listens_on = socket if socket in ADAPTERS[backend.engine].sockets else "tcp"
             if sleep is not None and listens_on not in sleep.sockets:
                 message = f"needs a Unix socket: {backend.engine} opens endpoints for it that no key guards"
                 remedy = f"write engines.{backend.engine}.socket: unix, or remove it"
-                yield Refusal(("models", backend.name, "options", "sleep"), message, remedy)
+                yield Refusal(("models", backend.model, "options", "sleep"), message, remedy)
 
     def backend_settings(self) -> tuple[BackendSettings, ...]:
-        """Every backend as its package reads it, in the order of the file."""
+        """Every backend as its package reads it, in the order of the file; the replicas of a model side by side."""
         return tuple(
-            model.settings(
-                name,
-                self.gateway.models_dir,
-                self._adapters_of(name),
-                min_residency_s=self.gateway.min_residency_s,
-            )
-            for name, model in self.models.items()
-            if model.base is None
+            backend for name, model in self.models.items() if model.base is None for backend in self._backends_of(name)
         )
+
+    def _backends_of(self, name: str) -> Iterator[BackendSettings]:
+        model = self.models[name]
+        backend = model.settings(
+            name, self.gateway.models_dir, self._adapters_of(name), min_residency_s=self.gateway.min_residency_s
+        )
+        for replica in model.backend_names(name):
+            yield replace(backend, name=replica, replica_of=name if replica != name else "")
 
     def _adapters_of(self, base: str) -> tuple[LoraAdapter, ...]:
         """The models that are served by the engine of *base*, as its adapters."""
@@ -681,6 +692,16 @@ def _name_refusals(models: Mapping[Any, object]) -> Iterator[Refusal]:
             if other != loc:
                 message = f"{quoted(alias)} is already taken by {place(other)}"
                 yield Refusal(loc, message, "give each model and alias its own name", other)
+
+
+def _replica_refusals(models: Mapping[str, ModelConfig]) -> Iterator[Refusal]:
+    """Refuses a model that is called like a replica of another: nobody could say which of the two is meant."""
+    for name, model in models.items():
+        for replica in model.backend_names(name):
+            if replica != name and replica in models:
+                other: Loc = ("models", name, "replicas")
+                message = f"is what a replica of {quoted(name)} is called"
+                yield Refusal(("models", replica), message, "give the model another name", other)
 
 
 def _aliases(model: object) -> list[str]:
