@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backends.lifecycle import State
+from backends.lifecycle import RESTING, State
 
 LOAD_FACTOR = 1.25
 """How far above its even share a replica may be filled for the sake of an affinity."""
@@ -23,7 +23,9 @@ LOAD_FACTOR = 1.25
 _READINESS = {
     State.READY: 0,
     State.STARTING: 1,
+    State.SLEEPING: 2,
     State.STOPPED: 2,
+    State.YIELDING: 3,
     State.DRAINING: 3,
     State.STOPPING: 3,
     State.RECYCLING: 4,
@@ -70,9 +72,9 @@ def weight(affinity: bytes, name: str) -> bytes:
 
 
 def to_wake(replicas: Sequence[Replica]) -> str | None:
-    """The stopped replica to start when every READY one is busy: an on-demand model grows as it is used."""
+    """The resting replica to start when every READY one is busy: an on-demand model grows as it is used."""
     ready = [replica for replica in replicas if replica.state is State.READY]
     is_starting = any(replica.state is State.STARTING for replica in replicas)
     if not ready or is_starting or any(replica.outstanding == 0 for replica in ready):
         return None
-    return next((replica.name for replica in replicas if replica.state is State.STOPPED), None)
+    return next((replica.name for replica in replicas if replica.state in RESTING), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -16,11 +16,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from backends.fleet import Fleet
 from backends.lifecycle import State
+from backends.logs import FOLLOWER_LINES, BackendLog
 from backends.status import BackendStatus
 from gateway import __version__
 from gateway.client import Client, Receive, Scope, Send
-from gateway.errors import BadRequest, GatewayError, NotAllowed, UnknownPath, WrongMethod
+from gateway.errors import BadRequest, GatewayError, NotAllowed, Unavailable, UnknownPath, WrongMethod
 from gateway.keys import Keyring
+from gateway.reloading import Reloading, ReloadRefused, ReloadUnavailable
 from gateway.serving import JSON
 
 MAX_WAIT_S = 3600.0
@@ -30,16 +32,21 @@ RELAYED = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via")
 """Headers that proxies put on what they pass on. Behind one on this machine that adds none, everybody looks local."""
 
 
-def admin_app(fleet: Fleet) -> FastAPI:
+def admin_app(fleet: Fleet, reloading: Reloading) -> FastAPI:
     """The administration's routes, without their guard."""
     app = FastAPI(title="Unigate administration", version=__version__, docs_url="/admin/docs", redoc_url=None,
                   openapi_url="/admin/openapi.json")  # fmt: skip
 
     def known(name: str) -> str:
-        if name not in {status.name for status in fleet.statuses()}:
-            names = ", ".join(status.name for status in fleet.statuses())
-            raise HTTPException(404, f"there is no backend {name!r}; there are: {names}")
+        if name not in fleet.setups():
+            replicas = [status.name for status in fleet.replicas(name)]
+            message = f"{name!r} has replicas" if replicas else f"there is no backend {name!r}"
+            raise HTTPException(404, f"{message}; there are: {', '.join(replicas or fleet.setups())}")
         return name
+
+    def meant(name: str) -> list[str]:
+        """The backends of the model *name*, or the one backend that is called so."""
+        return [status.name for status in fleet.replicas(name)] or [known(name)]
 
     @app.get("/admin/backends")
     async def list_backends() -> list[dict[str, Any]]:
@@ -55,6 +62,63 @@ def admin_app(fleet: Fleet) -> FastAPI:
         if not follow:
             return Response("".join(f"{line}\n" for line in log.tail(lines)), media_type="text/plain")
         return StreamingResponse(_as_text(log.follow(lines)), media_type="text/plain")
+
+    @app.get("/admin/models/{name:path}/logs")
+    async def read_logs(
+        name: str, lines: Annotated[int, Query(ge=0, le=100_000)] = 100, follow: bool = False
+    ) -> Response:
+        """As the log of a backend; of a model with replicas the logs of all, each line with its backend's name."""
+        names = meant(name)
+        if len(names) == 1:
+            return await read_log(names[0], lines, follow)
+        logs = {one: fleet.log(one) for one in names}
+        if not follow:
+            shown = "".join(f"{one} | {line}\n" for one, log in logs.items() for line in log.tail(lines))
+            return Response(shown, media_type="text/plain")
+        return StreamingResponse(_as_text(_side_by_side(logs, lines)), media_type="text/plain")
+
+    @app.post("/admin/models/{name:path}/load")
+    async def load_all(name: str, wait_s: WaitS = 0) -> list[dict[str, Any]]:
+        """Start every backend of a model, failed ones too. *name* may also be that of one backend."""
+        names = meant(name)
+        for one in names:
+            await fleet.load(one)
+        return await outcomes(names, wait_s, State.READY, State.FAILED)
+
+    @app.post("/admin/models/{name:path}/unload")
+    async def unload_all(name: str, wait_s: WaitS = 0) -> list[dict[str, Any]]:
+        """Let running requests finish, then stop every backend of a model. The next request starts it again."""
+        names = meant(name)
+        for one in names:
+            await fleet.unload(one)
+        return await outcomes(names, wait_s, State.STOPPED)
+
+    @app.post("/admin/models/{name:path}/restart")
+    async def restart_all(name: str, wait_s: WaitS = 0) -> list[dict[str, Any]]:
+        """Let running requests finish, stop every backend of a model and start it again, all at once."""
+        names = meant(name)
+        for one in names:
+            await fleet.unload(one)
+            await fleet.load(one)
+        return await outcomes(names, wait_s, State.READY, State.FAILED)
+
+    @app.post("/admin/reload")
+    async def reload(wait_s: WaitS = 0) -> dict[str, Any]:
+        """Read the configuration file again and do what has changed; what it does, and how far it has come.
+
+        400 with every problem of the file, and nothing changed.
+        """
+        try:
+            plan = await reloading.reload()
+        except ReloadRefused as problem:
+            raise HTTPException(400, str(problem)) from problem
+        except ReloadUnavailable as problem:
+            raise HTTPException(503, str(problem)) from problem
+        if wait_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await reloading.outcome(plan)
+        return reloading.report(plan)
 
     @app.post("/admin/backends/{name:path}/load")
     async def load(name: str, wait_s: WaitS = 0) -> dict[str, Any]:
@@ -87,6 +151,9 @@ def admin_app(fleet: Fleet) -> FastAPI:
                     await fleet.settled(name, *states)
         return as_json(fleet.status(name))
 
+    async def outcomes(names: Sequence[str], wait_s: float, *states: State) -> list[dict[str, Any]]:
+        return list(await asyncio.gather(*(outcome(name, wait_s, *states) for name in names)))
+
     @app.exception_handler(StarletteHTTPException)
     async def envelope(request: Request, problem: StarletteHTTPException) -> Response:
         error: GatewayError
@@ -94,6 +161,10 @@ def admin_app(fleet: Fleet) -> FastAPI:
             error = WrongMethod(f"{request.url.path} does not take {request.method}; see /admin/docs")
         elif problem.detail == "Not Found":  # Starlette's own word for a path nobody serves
             error = UnknownPath(f"nothing is served at {request.url.path}; see /admin/docs")
+        elif problem.status_code == 400:
+            error = BadRequest(str(problem.detail), code="config_refused")
+        elif problem.status_code == 503:
+            error = Unavailable(str(problem.detail), code="reload_unavailable")
         else:
             error = UnknownPath(str(problem.detail), code="unknown_backend")
         return Response(error.body(), error.status, media_type="application/json", headers=problem.headers)
@@ -110,6 +181,25 @@ def admin_app(fleet: Fleet) -> FastAPI:
 def as_json(status: BackendStatus) -> dict[str, Any]:
     """A status as the administration shows it."""
     return {**asdict(status), "state": status.state.value}
+
+
+async def _side_by_side(logs: Mapping[str, BackendLog], lines: int) -> AsyncIterator[str]:
+    """The lines of several logs as they come, each behind its backend's name."""
+    queue: asyncio.Queue[str | None] = asyncio.Queue(FOLLOWER_LINES)
+
+    async def follow(name: str, log: BackendLog) -> None:
+        async for line in log.follow(lines):
+            await queue.put(f"{name} | {line}")
+        await queue.put(None)
+
+    following = [asyncio.create_task(follow(name, log)) for name, log in logs.items()]
+    try:
+        for _ in following:
+            while (line := await queue.get()) is not None:
+                yield line
+    finally:
+        for task in following:
+            task.cancel()
 
 
 async def _as_text(lines: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -18,6 +18,8 @@ KEY_VARIABLE = "UNIGATE_ADMIN_KEY"
 """The key comes from the environment only: an argument would stand in the process list."""
 
 ANSWER_TIMEOUT_S = 10.0
+RELOAD_TIMEOUT_S = 60.0
+"""The file is checked first, with all that it names, behind any reload that is being checked already."""
 
 
 class AdminError(Exception):
@@ -62,16 +64,22 @@ class AdminClient:
         found: list[dict[str, Any]] = self._ask("GET", "/admin/backends")
         return found
 
-    def ask_for(self, action: str, name: str, wait_s: float) -> dict[str, Any]:
-        """``load``, ``unload`` or ``restart`` a backend; returns how it stands after at most *wait_s*."""
-        path = f"/admin/backends/{quote(name)}/{action}"
+    def ask_for(self, action: str, name: str, wait_s: float) -> list[dict[str, Any]]:
+        """``load``, ``unload`` or ``restart`` a model or one backend; how each stands after at most *wait_s*."""
+        path = f"/admin/models/{quote(name)}/{action}"
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, read=wait_s + ANSWER_TIMEOUT_S)
-        found: dict[str, Any] = self._ask("POST", path, params={"wait_s": wait_s}, timeout=timeout)
+        found: list[dict[str, Any]] = self._ask("POST", path, params={"wait_s": wait_s}, timeout=timeout)
+        return found
+
+    def reload(self, wait_s: float) -> dict[str, Any]:
+        """Have the configuration read again; returns what that changes, and how far it has come after *wait_s*."""
+        timeout = httpx.Timeout(ANSWER_TIMEOUT_S, read=wait_s + RELOAD_TIMEOUT_S)
+        found: dict[str, Any] = self._ask("POST", "/admin/reload", params={"wait_s": wait_s}, timeout=timeout)
         return found
 
     def log_lines(self, name: str, lines: int, *, follow: bool) -> Iterator[str]:
         """The last *lines* of a backend's log, then, with *follow*, new ones until the gateway ends."""
-        path = f"/admin/backends/{quote(name)}/logs"
+        path = f"/admin/models/{quote(name)}/logs"
         params: dict[str, str | int] = {"lines": lines, "follow": str(follow).lower()}
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, read=None)
         try:

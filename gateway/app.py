@@ -9,9 +9,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -32,15 +33,17 @@ from backends.settings import BackendSettings
 from backends.start import Host
 from backends.status import Transition
 from gateway.admin import AdminGuard, admin_app
-from gateway.config import Config
+from gateway.config import Config, GatewaySettings
 from gateway.front_door import FrontDoor
 from gateway.keys import Caller, Keyring
 from gateway.metrics import Metrics
 from gateway.model_list import ModelList
 from gateway.readiness import Readiness
+from gateway.reloading import Reloading, Source, with_digests
 from gateway.routing import Route, Routes
 from gateway.serving import Limits, Serving
 from gateway.upstream import UpstreamPool, UpstreamTimeouts
+from gateway.watching import watch
 
 KEEP_ALIVE_S = 75
 """Of idle client connections; nginx's figure. uvicorn's own 5 s meets the pools of clients in mid-use."""
@@ -48,6 +51,7 @@ CONNECTIONS_END_S = 5
 """After the last answer, open connections get this long to be closed."""
 BACKLOG = 2048
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RELOAD_SIGNAL = signal.SIGHUP
 
 _log = logging.getLogger("unigate.gateway")
 
@@ -61,18 +65,21 @@ class Gateway:
     serving: Serving
     readiness: Readiness
     door: FrontDoor
+    reloading: Reloading
 
 
-def build(config: Config) -> Gateway:
-    """Construct every part. To be called on the loop; nothing is started, opened or listened to yet."""
+def build(config: Config, source: Source | None = None) -> Gateway:
+    """Construct every part. To be called on the loop; nothing is started, opened or listened to yet.
+
+    *source*: where a reload finds the configuration; without one there is none.
+    """
     settings = config.gateway
-    keyring = Keyring(
-        (key.key.get_secret_value(), Caller(key.name, tuple(key.models), key.admin)) for key in settings.keys
-    )
+    keyring = _keyring(config)
+    launcher = LocalLauncher(secrets_of(config))
     budget_bytes = None if settings.memory_gib is None else int(settings.memory_gib * GIB)
     devices = LocalDevices(os.environ, budget_bytes)
     host = Host(
-        launcher=LocalLauncher(secrets_of(config)),
+        launcher=launcher,
         prober=HttpProber(),
         places=Places(socket_folder(settings.state_dir)),
         records=ProcessRecords(settings.state_dir / "processes"),
@@ -85,9 +92,8 @@ def build(config: Config) -> Gateway:
             Learnt(settings.state_dir / "memory"),
         ),
     )
-    backends = config.backend_settings()
     fleet = Fleet(
-        backends,
+        with_digests(config.backend_settings()),
         {engine: config.engine_settings(engine) for engine in ADAPTERS},
         ADAPTERS,
         host,
@@ -96,21 +102,51 @@ def build(config: Config) -> Gateway:
         log_keep=settings.log_keep,
         max_waiting=settings.queue.max_waiting,
     )
-    routes = Routes(_routes(config, {backend.name: backend for backend in backends}))
+    routes = Routes(_routes(config))
     metrics = Metrics(fleet.statuses)
+    metrics.keep_only(config.models.keys())
     fleet.subscribe(metrics.transition)
-    timeouts = settings.timeouts
-    pool = UpstreamPool(UpstreamTimeouts(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s))
+    pool = UpstreamPool(_timeouts(settings))
     fleet.subscribe(partial(_break_off, pool))
-    limits = Limits(settings.body_limit_bytes, settings.queue.max_wait_s, timeouts.send_s)
-    serving = Serving(keyring, routes, fleet, pool, metrics, limits, access_log=settings.access_log)
+    serving = Serving(keyring, routes, fleet, pool, metrics, _limits(settings), access_log=settings.access_log)
+
+    def adopt(new: Config) -> None:
+        keyring.adopt(_keyring(new))
+        routes.adopt(Routes(_routes(new)))
+        serving.limits, serving.access_log = _limits(new.gateway), new.gateway.access_log
+        pool.keep_to(_timeouts(new.gateway))
+        fleet.allow_waiting(new.gateway.queue.max_waiting)
+        metrics.keep_only(new.models.keys())
+
+    def withhold(new: Config) -> None:
+        launcher.withhold(secrets_of(new))
+
+    reloading = Reloading(config, source, fleet, withhold, adopt, metrics.reloaded)
     readiness = Readiness(fleet)
     models = ModelList(routes, fleet, created=int(time.time()))
-    door = FrontDoor(serving, models, readiness, metrics, keyring, AdminGuard(admin_app(fleet), keyring), devices)
-    return Gateway(fleet, pool, serving, readiness, door)
+    admin = AdminGuard(admin_app(fleet, reloading), keyring)
+    door = FrontDoor(serving, models, readiness, metrics, keyring, admin, devices)
+    return Gateway(fleet, pool, serving, readiness, door, reloading)
 
 
-def _routes(config: Config, backends: Mapping[str, BackendSettings]) -> Iterator[Route]:
+def _keyring(config: Config) -> Keyring:
+    keys = config.gateway.keys
+    return Keyring((key.key.get_secret_value(), Caller(key.name, tuple(key.models), key.admin)) for key in keys)
+
+
+def _limits(settings: GatewaySettings) -> Limits:
+    return Limits(settings.body_limit_bytes, settings.queue.max_wait_s, settings.timeouts.send_s)
+
+
+def _timeouts(settings: GatewaySettings) -> UpstreamTimeouts:
+    timeouts = settings.timeouts
+    return UpstreamTimeouts(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s)
+
+
+def _routes(config: Config) -> Iterator[Route]:
+    backends: dict[str, BackendSettings] = {}
+    for one in config.backend_settings():
+        backends.setdefault(one.model, one)
     for name, model in config.models.items():
         backend = backends[model.base or name]
         adapter = ADAPTERS[backend.engine]
@@ -155,23 +191,29 @@ async def serve(
     config: Config,
     listener: socket.socket,
     *,
+    source: Source | None = None,
     while_running: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
     """Run a gateway on *listener* until SIGINT or SIGTERM, then drain, stop the engines, and return.
 
-    A second signal kills the engines and returns at once. *while_running* is run beside it, for those who want to
-    know how the start goes.
+    A second signal kills the engines and returns at once. SIGHUP reloads the configuration from its *source*.
+    *while_running* is run beside it, for those who want to know how the start goes.
     """
-    gateway = build(config)
+    gateway = build(config, source)
     server = _Server(uvicorn_config(gateway.door))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, _on_signal, number, stop, gateway, server)
+    reloads = _Reloads(gateway.reloading)
+    loop.add_signal_handler(RELOAD_SIGNAL, reloads.begin)
     http = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     beside = asyncio.create_task(while_running(gateway)) if while_running is not None else None
     try:
         await gateway.fleet.open()
+        gateway.reloading.open()
+        if source is not None:
+            reloads.watch(source.path)
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([stopping, http], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -179,15 +221,49 @@ async def serve(
     finally:
         if beside is not None:
             beside.cancel()
-        await gateway.fleet.close(config.gateway.drain_timeout_s)
+        reloads.end()
+        await gateway.reloading.close()
+        await gateway.fleet.close(gateway.reloading.config.gateway.drain_timeout_s)
         server.should_exit = True
         await asyncio.wait([http])
         await gateway.pool.aclose()
-        for number in STOP_SIGNALS:
+        for number in (*STOP_SIGNALS, RELOAD_SIGNAL):
             loop.remove_signal_handler(number)
     if beside is not None and beside.done() and not beside.cancelled():
         beside.result()
     http.result()
+
+
+class _Reloads:
+    """The reloads that nobody waits for: asked for by a signal, or by a change of the file."""
+
+    def __init__(self, reloading: Reloading) -> None:
+        self._reloading = reloading
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self) -> None:
+        """Reload once."""
+        self._keep(asyncio.create_task(self._reloading.try_reload(), name="reload"))
+
+    def watch(self, path: Path) -> None:
+        """Reload whenever the file at *path* changes while the configuration has it so."""
+        reloading = self._reloading
+        watching = watch(path, lambda: reloading.config.gateway.watch, reloading.try_reload)
+        self._keep(asyncio.create_task(watching, name="watch the configuration"))
+
+    def end(self) -> None:
+        """Begin no more; what is under way ends where it is."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (mistake := task.exception()) is not None:
+            _log.error("%s broke", task.get_name(), exc_info=mistake)
 
 
 def _on_signal(number: int, stop: asyncio.Event, gateway: Gateway, server: uvicorn.Server) -> None:

@@ -36,6 +36,7 @@ from gateway.engine_list import list_engines
 from gateway.log_files import open_logs
 from gateway.pull import PullFailed, pull, read_sources, sources_of
 from gateway.quickstart import QuickstartError, quickstart
+from gateway.reloading import Source
 from gateway.starter_model import default_cache_dir
 
 Answer = TypeVar("Answer")
@@ -75,7 +76,7 @@ UrlOption = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="The gateway's address, instead of a configuration.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name in the configuration.")]
+NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name, or one replica's: MODEL#1.")]
 WaitOption = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0, help="Wait this long for the outcome.")]
 
 
@@ -126,17 +127,17 @@ def serve(
         _fail("\n".join(_complaints(file, fatal)))
     for line in _complaints(file, problems):
         console.stderr().print(f"[yellow]warning:[/] {escape(line)}")
-    _serve(file)
+    _serve(file, Source(config.absolute(), dict(os.environ), keep_going))
 
 
-def _serve(file: ConfigFile) -> None:
+def _serve(file: ConfigFile, source: Source) -> None:
     settings = file.config.gateway
     with contextlib.ExitStack() as held:
         _hold_state_folder(file, held)
         _open_logs(file)
         listener = held.enter_context(_listen(file))
         console.stderr().print(f"unigate {__version__} at http://{settings.host}:{settings.port}/v1")
-        uvloop.run(app.serve(file.config, listener))
+        uvloop.run(app.serve(file.config, listener, source=source))
 
 
 def _hold_state_folder(file: ConfigFile, held: contextlib.ExitStack) -> None:
@@ -246,9 +247,25 @@ def restart(
 
 def _steer(action: str, name: str, wait_s: float, config: Path | None, url: str | None) -> None:
     with _admin(config, url) as admin:
-        backend = _asked(lambda: admin.ask_for(action, name, wait_s))
-    console.stdout().print(console.backends_table([backend]))
-    if wait_s > 0 and backend["state"] != ("stopped" if action == "unload" else "ready"):
+        backends = _asked(lambda: admin.ask_for(action, name, wait_s))
+    console.stdout().print(console.backends_table(backends))
+    wanted = "stopped" if action == "unload" else "ready"
+    if wait_s > 0 and any(backend["state"] != wanted for backend in backends):
+        raise typer.Exit(PROBLEMS)
+
+
+@cli.command(short_help="Apply a changed configuration to a running gateway.")
+def reload(
+    wait: WaitOption = 0, config: GatewayConfigOption = None, url: UrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Have a running gateway read its configuration again. Only what changed is started anew; streams finish."""
+    with _admin(config, url) as admin:
+        report = _asked(lambda: admin.reload(wait))
+    if as_json:
+        console.stdout().print_json(json.dumps(report))
+    else:
+        console.stdout().print(console.reload_text(report))
+    if wait > 0 and (not report["is_complete"] or set(report["states"].values()) - {"ready", "stopped"}):
         raise typer.Exit(PROBLEMS)
 
 

@@ -25,6 +25,8 @@ DOUBTFUL = Text("see", style="yellow")
 BAD = Text("problem", style="bold red")
 MISSING = Text("missing", style="dim")
 
+RELOAD_LINES = ("restarted", "added", "removed", "adjusted")
+
 STATE_STYLES = {
     "ready": "green",
     "starting": "yellow",
@@ -117,6 +119,22 @@ def backends_table(backends: Iterable[Mapping[str, Any]]) -> Table:
             escape(note(backend)),
         )
     return table
+
+
+def reload_text(report: Mapping[str, Any]) -> Text:
+    """What `unigate reload` has done, a line for each kind of change."""
+    lines = [f"{what}: {', '.join(report[what])}" for what in RELOAD_LINES if report[what]]
+    gateway = report["gateway"]
+    if gateway["applied"]:
+        lines.append(f"applied: {', '.join(f'gateway.{key}' for key in gateway['applied'])}")
+    if gateway["needs_restart"]:
+        keys = ", ".join(f"gateway.{key}" for key in gateway["needs_restart"])
+        lines.append(f"not applied until the gateway is restarted: {keys}")
+    if not lines:
+        lines.append("nothing has changed")
+    if not report["is_complete"]:
+        lines.append("still under way; `unigate ps` shows how far it is")
+    return Text("\n".join(lines))
 
 
 def note(backend: Mapping[str, Any]) -> str:

@@ -36,6 +36,10 @@ class Keyring:
     def __init__(self, keys: Iterable[tuple[str, Caller]]) -> None:
         self._callers = [(_digest(key.encode()), caller) for key, caller in keys]
 
+    def adopt(self, other: Keyring) -> None:
+        """Become the *other*, at once: whoever is admitted from now on is by its keys."""
+        self._callers = other._callers
+
     def __bool__(self) -> bool:
         return bool(self._callers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -35,6 +35,9 @@ class Metrics:
         self._statuses = statuses
         self.registry = registry = CollectorRegistry()
         model = ("model", "engine")
+        backend = (*model, "backend")
+        self._known: set[str] = set()
+        self._removed: set[str] = set()
         self._requests = Counter(
             "unigate_requests", "Requests answered, by HTTP status; 499: the client left.",
             ("model", "endpoint", "code"), registry=registry,
@@ -67,42 +70,50 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._queue_depth = Gauge(
-            "unigate_queue_depth", "Requests waiting for a READY backend.", model, registry=registry
+            "unigate_queue_depth", "Requests waiting for a READY backend.", backend, registry=registry
         )
-        self._leases = Gauge("unigate_leases", "Exchanges under way with a backend.", model, registry=registry)
+        self._leases = Gauge("unigate_leases", "Exchanges under way with a backend.", backend, registry=registry)
         self._upstream_errors = Counter(
             "unigate_upstream_errors", "Exchanges that failed, by kind.", (*model, "kind"), registry=registry
         )
+        self._retries = Counter(
+            "unigate_retries", "Requests that moved to another replica before a byte of their answer had come.",
+            ("model", "reason"), registry=registry,
+        )  # fmt: skip
         self._client_disconnects = Counter(
             "unigate_client_disconnects", "Clients that left, by the phase of their request.", ("model", "phase"),
             registry=registry,
         )  # fmt: skip
         self._backend_state = Gauge(
-            "unigate_backend_state", "1 for the state a backend is in, 0 for the others.", (*model, "state"),
+            "unigate_backend_state", "1 for the state a backend is in, 0 for the others.", (*backend, "state"),
             registry=registry,
         )  # fmt: skip
         self._backend_starts = Counter(
             "unigate_backend_starts", "Starts by how they ended: ready, failed, crashed, timed_out, stopped.",
-            (*model, "result"), registry=registry,
+            (*backend, "result"), registry=registry,
         )  # fmt: skip
         self._backend_failures = Counter(
             "unigate_backend_failures", "Runs that failed, by the code of their diagnosis.",
-            (*model, "reason"), registry=registry,
+            (*backend, "reason"), registry=registry,
         )  # fmt: skip
         self._backend_restarts = Counter(
             "unigate_backend_restarts", "Starts after a failure, by the diagnosis of that failure.",
-            (*model, "reason"), registry=registry,
+            (*backend, "reason"), registry=registry,
         )  # fmt: skip
         self._backend_start_seconds = Histogram(
-            "unigate_backend_start_seconds", "From a start asked for to READY.", model, buckets=START_S,
+            "unigate_backend_start_seconds", "From a start asked for to READY.", backend, buckets=START_S,
+            registry=registry,
+        )  # fmt: skip
+        self._reloads = Counter(
+            "unigate_reloads", "Reloads of the configuration, by their result: applied, refused.", ("result",),
             registry=registry,
         )  # fmt: skip
         self._swaps = Counter(
-            "unigate_swaps", "Times a backend made room for another: how is stop or sleep.", (*model, "how"),
+            "unigate_swaps", "Times a backend made room for another: how is stop or sleep.", (*backend, "how"),
             registry=registry,
         )  # fmt: skip
         self._memory_claimed = Gauge(
-            "unigate_memory_claimed_bytes", "Memory granted to a backend, on GPUs or of the host.", model,
+            "unigate_memory_claimed_bytes", "Memory granted to a backend, on GPUs or of the host.", backend,
             registry=registry,
         )  # fmt: skip
         self._gpu_memory = Gauge(
@@ -114,13 +125,16 @@ class Metrics:
 
     def exposition(self, devices: Iterable[Device] = ()) -> bytes:
         """All metrics in the Prometheus text format, with the memory of *devices* as it was just read."""
+        for gauge in (self._queue_depth, self._leases, self._backend_state, self._memory_claimed):
+            gauge.clear()  # of backends that are gone
+        self._forget_removed()
         for device in devices:
             if device.is_gpu:
                 used = device.total_bytes - device.free_bytes
                 self._gpu_memory.labels(str(device.index), "used").set(used)
                 self._gpu_memory.labels(str(device.index), "free").set(device.free_bytes)
         for status in self._statuses():
-            labels = (status.name, status.engine)
+            labels = (status.model, status.engine, status.name)
             self._queue_depth.labels(*labels).set(status.waiting)
             self._leases.labels(*labels).set(status.leases)
             self._memory_claimed.labels(*labels).set(status.memory_bytes)
@@ -135,6 +149,30 @@ class Metrics:
     def inter_chunk(self, model: str, engine: str) -> Callable[[float], None]:
         """Takes the gap before each piece of a stream but its first, in seconds."""
         return self._inter_chunk.labels(model, engine).observe
+
+    def retried(self, model: str, reason: str) -> None:
+        """Count one request that moved to another replica."""
+        self._retries.labels(model, reason).inc()
+
+    def reloaded(self, result: str) -> None:
+        """Count one reload: ``applied`` or ``refused``."""
+        self._reloads.labels(result).inc()
+
+    def keep_only(self, models: Set[str]) -> None:
+        """Export nothing of a model that is not among *models* any more. What is known of the others stays."""
+        self._removed = (self._removed | self._known) - models
+        self._known = set(models)
+
+    def _forget_removed(self) -> None:
+        # At each scrape, because a request that was under way when its model went is counted when it ends.
+        by_model = (
+            self._requests, self._duration, self._ttft, self._inter_chunk, self._queue_wait, self._tokens,
+            self._in_flight, self._upstream_errors, self._retries, self._client_disconnects, self._backend_starts,
+            self._backend_restarts, self._backend_start_seconds,
+        )  # fmt: skip
+        for model in self._removed:
+            for metric in by_model:
+                metric.remove_by_labels({"model": model})
 
     def account(self, seen: Observation) -> None:
         """Count one request that is over."""
@@ -157,7 +195,7 @@ class Metrics:
 
     def transition(self, change: Transition) -> None:
         """Count one change of a backend's state."""
-        labels = (change.backend, change.engine)
+        labels = (change.model, change.engine, change.backend)
         if change.event is Event.BECAME_READY and change.started_in_s is not None:
             self._backend_start_seconds.labels(*labels).observe(change.started_in_s)
         if change.before is State.STARTING:

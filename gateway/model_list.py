@@ -10,6 +10,7 @@ from typing import Any
 
 from backends.fleet import Fleet
 from backends.lifecycle import State
+from backends.status import foremost
 from gateway.keys import Caller
 from gateway.routing import Route, Routes
 
@@ -44,13 +45,16 @@ class ModelList:
         return self._entry(self._routes.resolve(name, caller))
 
     def _entry(self, route: Route) -> dict[str, Any]:
-        status = self._fleet.status(route.backend.name)
+        replicas = self._fleet.replicas(route.backend.model)
+        status = foremost(replicas)
         shown: dict[str, Any] = {"value": _SHOWN[status.state], "state": status.state.value}
         if status.phase:
             shown["phase"] = status.phase
         if status.diagnosis is not None:
             shown["reason"] = status.diagnosis.reason
             shown["advice"] = status.diagnosis.advice
+        if len(replicas) > 1:
+            shown["replicas"] = {replica.name: replica.state.value for replica in replicas}
         return {
             "id": route.model,
             "object": "model",

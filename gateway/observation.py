@@ -19,13 +19,15 @@ class Observation:
     model: str | None = None
     """The configured name, never the client's spelling: what a client invents must not reach a metric label."""
     engine: str | None = None
+    backend: str | None = None
+    """The one that served it, of a model that has several."""
     is_stream: bool = False
     status: int = 0
     error: str | None = None
     phase: str = "admit"
     """Where it was when it ended: admit, read, resolve, enforce, lease, forward, relay, done."""
     waited_s: float = 0.0
-    """In the queue of a backend that was not READY."""
+    """In the queue of a backend that was not READY, and with one that failed before the request moved to another."""
     sent_at: float | None = None
     first_byte_at: float | None = None
     """The first piece of a stream, or the whole of another answer, in our hands."""
@@ -63,6 +65,7 @@ def log_line(seen: Observation) -> str:
         "endpoint": seen.endpoint,
         "model": seen.model or "-",
         "engine": seen.engine or "-",
+        **({"backend": seen.backend} if seen.backend is not None else {}),
         "stream": str(seen.is_stream).lower(),
         "status": seen.status,
         "ms": f"{seen.duration_s * 1000:.1f}",

@@ -20,6 +20,7 @@ from gateway import app, console
 from gateway.config import Config
 from gateway.config_file import ConfigError, load_config
 from gateway.log_files import GATEWAY_LOG, open_logs
+from gateway.reloading import Source
 from gateway.starter_model import Progress as ModelProgress
 from gateway.starter_model import StarterModelError, default_cache_dir, ensure_starter_model
 
@@ -109,7 +110,8 @@ def _serve(screen: Console, config_path: Path, config: Config) -> None:
             open_logs(settings.log_dir, rotate_bytes=settings.log_rotate_bytes, keep=settings.log_keep, is_quiet=True)
             with _listen(settings.host, settings.port) as listener:
                 guide = _Guide(screen, config_path, config)
-                uvloop.run(app.serve(config, listener, while_running=guide.show))
+                source = Source(config_path.absolute(), dict(os.environ))
+                uvloop.run(app.serve(config, listener, source=source, while_running=guide.show))
     except StateFolderInUse as problem:
         raise QuickstartError(f"it runs already: {problem}") from problem
     except OSError as problem:

@@ -1,4 +1,4 @@
-"""`/ready`: whether every model that is loaded at startup can answer."""
+"""`/ready`: whether every model that is loaded at startup can answer, by one of its replicas at least."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 from backends.fleet import Fleet
 from backends.lifecycle import State
+from backends.status import BackendStatus, foremost
 
 
 class Readiness:
-    """Ready once every startup model is READY, and no more once the gateway drains.
+    """Ready while every startup model has a READY backend, and no more once the gateway drains.
 
     One that has made room for another counts too: its next request brings it back.
     """
@@ -20,9 +21,14 @@ class Readiness:
 
     def report(self) -> tuple[bool, dict[str, Any]]:
         """Whether it is ready, and the state of each startup model for whoever asks why not."""
-        startup = [status for status in self._fleet.statuses() if not status.on_demand]
-        are_there = all(status.state is State.READY or status.has_given_room for status in startup)
+        replicas: dict[str, list[BackendStatus]] = {}
+        for status in self._fleet.statuses():
+            if not status.on_demand and not status.is_retired:
+                replicas.setdefault(status.model, []).append(status)
+        are_there = all(
+            any(status.state is State.READY or status.has_given_room for status in group) for group in replicas.values()
+        )
         is_ready = are_there and not self.is_draining
-        states = {status.name: status.state.value for status in startup}
+        states = {model: foremost(group).state.value for model, group in replicas.items()}
         word = "draining" if self.is_draining else "ready" if is_ready else "not ready"
         return is_ready, {"status": word, "models": states}

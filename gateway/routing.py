@@ -16,7 +16,10 @@ SUGGESTIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One public model, the backend that serves it, and how that is asked for it."""
+    """One public model, the backend that serves it, and how that is asked for it.
+
+    Of a model with replicas *backend* is the first of them: they differ in nothing but their names.
+    """
 
     model: str
     aliases: tuple[str, ...]
@@ -40,6 +43,14 @@ class Routes:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = tuple(routes)
         self._by_name = {name: route for route in self._routes for name in route.names}
+
+    def adopt(self, others: Routes) -> None:
+        """Become the *others*, at once: whoever asks from now on gets theirs."""
+        self._routes, self._by_name = others._routes, others._by_name
+
+    def now(self, route: Route) -> Route:
+        """The route of the same model as it stands now; *route* itself when its model is no longer there."""
+        return self._by_name.get(route.model, route)
 
     def resolve(self, name: str, caller: Caller) -> Route:
         """The route of a model name or alias.

@@ -9,6 +9,10 @@ upstream connection is closed or returned before the account is written. There i
 (it may never run) and no middleware that hides a disconnect.
 
 A refusal before the first byte is an OpenAI error envelope with its status; after it, an error event in the stream.
+
+A model may have replicas. When the one that was chosen cannot be reached, breaks off before it has answered, or says
+that it is unavailable, the request moves to another, once; never when a byte of the answer has come. What a reload of
+the configuration exchanges (routes, keys, limits) each request looks up anew, and the route again with the lease.
 """
 
 from __future__ import annotations
@@ -19,16 +23,19 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter as clock  # not loop.time(): uvloop's stands still for whole milliseconds
+from urllib.parse import quote
 
 import orjson
 
 from backends.adapter import TokenizeRequest, Unsupported
-from backends.fleet import Fleet
+from backends.fleet import NO_NAMES, Fleet
 from backends.lease import BackendUnavailable, Lease
+from gateway.affinity import affinity
 from gateway.client import Client, ClientGone, Headers, Receive, Scope, Send
 from gateway.enforcement import enforce
 from gateway.envelope import Envelope, read_envelope
 from gateway.errors import (
+    BackendError,
     BadGateway,
     BadRequest,
     GatewayError,
@@ -47,7 +54,7 @@ from gateway.relaying import relay
 from gateway.routing import Route, Routes
 from gateway.sse import error_event
 from gateway.upstream import UpstreamPool
-from gateway.upstream_errors import UpstreamError
+from gateway.upstream_errors import BrokenAnswer, ConnectFailed, ConnectTimedOut, UpstreamError
 
 GENERATION = {f"/v1/{endpoint}": endpoint for endpoint in ("chat/completions", "completions", "embeddings")}
 TOKENIZE = "/tokenize"
@@ -88,14 +95,14 @@ class Serving:
         self._fleet = fleet
         self._pool = pool
         self._metrics = metrics
-        self._limits = limits
-        self._access_log = access_log
+        self.limits = limits
+        self.access_log = access_log
         self.is_draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one POST to a path of GENERATION or to TOKENIZE."""
         path: str = scope["path"]
-        client = Client(scope, receive, send, self._limits.patience_s)
+        client = Client(scope, receive, send, self.limits.patience_s)
         seen = Observation(
             request_id=request_id_of(client),
             endpoint=path,
@@ -118,7 +125,7 @@ class Serving:
         caller = self._admit(client)
         seen.caller = caller.name
         seen.phase = "read"
-        raw = await client.read_body(self._limits.body_bytes)
+        raw = await client.read_body(self.limits.body_bytes)
         envelope = read_envelope(raw, client.header(b"content-type"))
         seen.is_stream = envelope.is_stream
         seen.phase = "resolve"
@@ -142,28 +149,29 @@ class Serving:
         if endpoint not in route.adapter.endpoints:
             raise UnknownPath(f"the engine of {route.model} has no /v1/{endpoint}", code="endpoint_not_supported")
         seen.phase = "enforce"
-        dialect = route.adapter.dialect
-        asked = normalise_request(enforce(envelope, route), dialect, endpoint, ignores=route.ignores_unsupported)
-        body = orjson.dumps(asked.body)
+        prepared = _prepare(envelope, route, endpoint)
         upstream_id = _upstream_id(seen.request_id)
-        own_headers = [*_own_headers(seen), *_ignored_header(asked.ignored)]
 
         async def forward_and_relay(lease: Lease) -> bool:
+            nonlocal prepared
+            if (now := self._routes.now(prepared.route)) is not prepared.route:
+                prepared = _prepare(envelope, now, endpoint)  # reloaded while we waited
+            route = prepared.route
             seen.phase = "forward"
             headers = _upstream_headers(upstream_id, lease.authorization)
             target = f"{lease.address.base_path}/{endpoint}"
             seen.sent_at = clock()
-            async with self._pool.exchange(lease.address, "POST", target, headers, body) as answer:
+            async with self._pool.exchange(lease.address, "POST", target, headers, prepared.body) as answer:
                 seen.phase = "relay"
                 return await relay(
                     answer,
                     client,
-                    own_headers,
+                    [*_own_headers(seen), *_ignored_header(prepared.ignored)],
                     seen,
                     wants_usage=envelope.wants_usage,
                     observe_gap=self._metrics.inter_chunk(route.model, route.backend.engine),
                     appearance=appearance(
-                        dialect,
+                        route.adapter.dialect,
                         endpoint,
                         model=route.model,
                         served_name=route.served.name,
@@ -171,39 +179,79 @@ class Serving:
                     ),
                 )
 
-        await self._with_lease(client, seen, route, forward_and_relay)
+        belongs_with = None
+        if route.backend.replica_of:
+            belongs_with = affinity(endpoint, envelope.body, client.header, seen.caller)
+        await self._with_lease(client, seen, route, forward_and_relay, belongs_with)
         seen.status = 200
 
     async def _with_lease(
-        self, client: Client, seen: Observation, route: Route, use: Callable[[Lease], Awaitable[bool]]
+        self,
+        client: Client,
+        seen: Observation,
+        route: Route,
+        use: Callable[[Lease], Awaitable[bool]],
+        belongs_with: bytes | None = None,
     ) -> None:
-        """Lease the route's backend and *use* it while the client is there. Raises GatewayError, ClientGone."""
-        seen.phase = "lease"
+        """Lease a backend of the route and *use* it while the client is there. Raises GatewayError, ClientGone.
+
+        *use* is called a second time, with the lease of another replica, when the first had nothing to answer.
+        """
         asked_at = clock()
         try:
-            async with client.watched(), self._fleet.lease(route.backend.name, self._limits.max_wait_s) as lease:
-                seen.waited_s = clock() - asked_at
-                if await use(lease):
-                    lease.release(answered=True)
+            async with client.watched():
+                failed = await self._attempt(client, seen, route, use, belongs_with, asked_at, NO_NAMES)
+                if failed is not None:
+                    await self._attempt(client, seen, route, use, belongs_with, asked_at, frozenset({failed}))
         except BackendUnavailable as problem:
             seen.waited_s = clock() - asked_at
             raise from_unavailable(problem) from problem
         except UpstreamError as problem:
             seen.upstream_error = type(problem).__name__
-            _log.warning("request %s to %s: %s", seen.request_id, route.model, problem)
+            _log.warning("request %s to %s: %s", seen.request_id, seen.backend or route.model, problem)
             raise from_upstream(problem, route.model) from problem
         seen.phase = "done"
+
+    async def _attempt(
+        self,
+        client: Client,
+        seen: Observation,
+        route: Route,
+        use: Callable[[Lease], Awaitable[bool]],
+        belongs_with: bytes | None,
+        asked_at: float,
+        tried: frozenset[str],
+    ) -> str | None:
+        """One backend's turn; returns its name when another shall have one. *tried*: the names of those that had."""
+        seen.phase = "lease"
+        model = route.backend.model
+        max_wait_s = max(0.0, self.limits.max_wait_s - (clock() - asked_at))
+        async with self._fleet.lease(model, max_wait_s, belongs_with, tried) as lease:
+            seen.waited_s = clock() - asked_at
+            seen.backend = lease.backend if lease.backend != model else None
+            try:
+                if await use(lease):
+                    lease.release(answered=True)
+            except (UpstreamError, BackendError) as problem:
+                reason = None if client.has_started or tried else move_reason(problem)
+                if reason is None or not self._fleet.has_other(model, frozenset({lease.backend})):
+                    raise
+                self._metrics.retried(route.model, reason)
+                _log.warning("request %s moves away from %s: %s", seen.request_id, lease.backend, problem)
+                return lease.backend
+        return None
 
     async def _tokenize(self, client: Client, seen: Observation, route: Route, envelope: Envelope) -> None:
         """vLLM's /tokenize, for every engine that can: ``{model, prompt | messages}`` -> ``{count, tokens}``."""
         request = _tokenize_request(envelope)
         enforce(envelope, route)
         try:
-            plan = route.adapter.tokenize(request)
+            route.adapter.tokenize(request)
         except Unsupported as problem:
             raise BadRequest(str(problem), code="endpoint_not_supported") from problem
 
         async def ask_and_answer(lease: Lease) -> bool:
+            plan = route.adapter.tokenize(request)
             seen.phase = "forward"
             headers = _upstream_headers(_upstream_id(seen.request_id), lease.authorization)
             seen.sent_at = clock()
@@ -242,8 +290,42 @@ class Serving:
         if seen.status == 0:  # cancelled from outside: the gateway is being stopped
             seen.status = STATUS_CLIENT_GONE
         self._metrics.account(seen)
-        if self._access_log:
+        if self.access_log:
             _access.info("%s", log_line(seen))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request as the engine of *route* is to get it; *ignored* parameters were left out."""
+
+    route: Route
+    body: bytes
+    ignored: Sequence[str]
+
+
+def _prepare(envelope: Envelope, route: Route, endpoint: str) -> _Prepared:
+    """Raises BadRequest."""
+    body = enforce(envelope, route)
+    asked = normalise_request(body, route.adapter.dialect, endpoint, ignores=route.ignores_unsupported)
+    return _Prepared(route, orjson.dumps(asked.body), asked.ignored)
+
+
+def move_reason(problem: UpstreamError | BackendError) -> str | None:
+    """Why a request that met *problem* before any byte of its answer may move to another replica; None when not.
+
+    One that timed out may not: another engine would take as long. A 503 is an engine's word that it takes no request
+    now: its queue is full (vLLM's --max-num-queued-reqs, 0.32.0), it sleeps (LMDeploy 0.18.0,
+    serve/utils/server_utils.py), it shuts down.
+    """
+    match problem:
+        case ConnectFailed() | ConnectTimedOut():
+            return "unreachable"
+        case BrokenAnswer(answered=False):
+            return "broke_off"
+        case BackendError(status=503):
+            return "unavailable"
+        case _:
+            return None
 
 
 def request_id_of(client: Client) -> str:
@@ -258,6 +340,8 @@ def _own_headers(seen: Observation) -> Headers:
     headers = [(b"x-request-id", seen.request_id.encode())]
     if seen.engine is not None:
         headers.append((b"x-unigate-engine", seen.engine.encode()))
+    if seen.backend is not None:
+        headers.append((b"x-unigate-backend", quote(seen.backend, safe="/#:@ ").encode()))
     return headers
 
 

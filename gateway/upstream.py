@@ -130,8 +130,16 @@ class UpstreamPool:
         self._all_lost: asyncio.Future[None] | None = None
         self._is_closed = False
         self._sweeper: asyncio.TimerHandle | None = None
-        shortest_s = min(self._timeouts.first_byte_s, self._timeouts.idle_s, keep_alive_s)
-        self._sweep_every_s = min(1.0, max(0.005, shortest_s / 8))
+        self._sweep_every_s = self._sweep_interval_s()
+
+    def _sweep_interval_s(self) -> float:
+        shortest_s = min(self._timeouts.first_byte_s, self._timeouts.idle_s, self._keep_alive_s)
+        return min(1.0, max(0.005, shortest_s / 8))
+
+    def keep_to(self, timeouts: UpstreamTimeouts) -> None:
+        """Keep to other *timeouts* from now on, in the exchanges under way too."""
+        self._timeouts = timeouts
+        self._sweep_every_s = self._sweep_interval_s()
 
     def __repr__(self) -> str:
         idle = sum(map(len, self._idle.values()))

@@ -150,7 +150,7 @@ class Gateway:
 
     def backend(self, model: str) -> dict[str, Any]:
         """A backend as the administration shows it."""
-        found: dict[str, Any] = self.ask("GET", f"/admin/backends/{model}").json()
+        found: dict[str, Any] = self.ask("GET", f"/admin/backends/{model.replace('#', '%23')}").json()
         return found
 
     def load(self, model: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.gateways import Gateway, until
 
 MODEL = {"model", "engine"}
+BACKEND = {*MODEL, "backend"}
 TABLE: dict[str, tuple[str, set[str]]] = {
     "unigate_requests": ("counter", {"model", "endpoint", "code"}),
     "unigate_request_duration_seconds": ("histogram", {"model", "endpoint"}),
@@ -16,16 +17,18 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "unigate_gateway_overhead_seconds": ("histogram", {"endpoint"}),
     "unigate_tokens": ("counter", {*MODEL, "kind"}),
     "unigate_requests_in_flight": ("gauge", MODEL),
-    "unigate_queue_depth": ("gauge", MODEL),
-    "unigate_leases": ("gauge", MODEL),
+    "unigate_queue_depth": ("gauge", BACKEND),
+    "unigate_leases": ("gauge", BACKEND),
     "unigate_upstream_errors": ("counter", {*MODEL, "kind"}),
+    "unigate_retries": ("counter", {"model", "reason"}),
+    "unigate_reloads": ("counter", {"result"}),
     "unigate_client_disconnects": ("counter", {"model", "phase"}),
-    "unigate_backend_state": ("gauge", {*MODEL, "state"}),
-    "unigate_backend_starts": ("counter", {*MODEL, "result"}),
-    "unigate_backend_restarts": ("counter", {*MODEL, "reason"}),
-    "unigate_backend_start_seconds": ("histogram", MODEL),
-    "unigate_swaps": ("counter", {*MODEL, "how"}),
-    "unigate_memory_claimed_bytes": ("gauge", MODEL),
+    "unigate_backend_state": ("gauge", {*BACKEND, "state"}),
+    "unigate_backend_starts": ("counter", {*BACKEND, "result"}),
+    "unigate_backend_restarts": ("counter", {*BACKEND, "reason"}),
+    "unigate_backend_start_seconds": ("histogram", BACKEND),
+    "unigate_swaps": ("counter", {*BACKEND, "how"}),
+    "unigate_memory_claimed_bytes": ("gauge", BACKEND),
     "unigate_gpu_memory_bytes": ("gauge", {"gpu", "kind"}),
     "unigate_build": ("gauge", {"version"}),
 }
@@ -35,8 +38,10 @@ SILENT_UNTIL_IT_HAPPENS = {
     "unigate_backend_restarts",
     "unigate_swaps",
     "unigate_gpu_memory_bytes",
+    "unigate_retries",
+    "unigate_reloads",
 }
-"""Without a failure these have no sample, so their labels are proven where the failure is."""
+"""Without a failure or a reload these have no sample, so their labels are proven where it happens."""
 
 
 def test_names_types_and_labels(gateway: Gateway) -> None:

@@ -14,13 +14,15 @@ from gateway.metrics import Metrics
 from gateway.observation import STATUS_CLIENT_GONE, Observation
 
 MODEL = {"model": "qwen", "engine": "vllm"}
+BACKEND = {**MODEL, "backend": "qwen#1"}
 
 
 def status(**changes: Any) -> BackendStatus:
     """A READY backend with two leases and three waiting requests."""
     fields: dict[str, Any] = {
-        "name": "qwen", "engine": "vllm", "state": State.READY, "phase": "", "pid": 1, "address": "", "since_s": 0.0,
+        "name": "qwen#1", "engine": "vllm", "state": State.READY, "phase": "", "pid": 1, "address": "", "since_s": 0.0,
         "leases": 2, "waiting": 3, "restarts": 0, "retry_in_s": None, "on_demand": False, "log": "", "diagnosis": None,
+        "model": "qwen",
     }  # fmt: skip
     return BackendStatus(**{**fields, **changes})
 
@@ -76,23 +78,23 @@ def test_a_client_that_left_and_an_engine_that_failed(metrics: Metrics) -> None:
 def test_gauges_are_read_when_they_are_scraped(metrics: Metrics) -> None:
     """Queue, leases and state are those of the moment of the scrape; exactly one state is 1."""
     metrics.exposition()
-    assert value(metrics, "unigate_leases", **MODEL) == 2
-    assert value(metrics, "unigate_queue_depth", **MODEL) == 3
-    states = {state: value(metrics, "unigate_backend_state", **MODEL, state=state.value) for state in State}
+    assert value(metrics, "unigate_leases", **BACKEND) == 2
+    assert value(metrics, "unigate_queue_depth", **BACKEND) == 3
+    states = {state: value(metrics, "unigate_backend_state", **BACKEND, state=state.value) for state in State}
     assert [state for state, is_in in states.items() if is_in] == [State.READY]
     assert None not in states.values()
 
 
 def transition(before: State, event: Event, after: State, **more: Any) -> Transition:
     """One change of the backend."""
-    return Transition("qwen", "vllm", before, event, after, more.pop("diagnosis", None), **more)
+    return Transition("qwen#1", "vllm", before, event, after, more.pop("diagnosis", None), model="qwen", **more)
 
 
 def test_a_start_that_succeeds(metrics: Metrics) -> None:
     """A start that ends READY is counted with its time."""
     metrics.transition(transition(State.STARTING, Event.BECAME_READY, State.READY, started_in_s=12.0))
-    assert value(metrics, "unigate_backend_starts_total", **MODEL, result="ready") == 1
-    assert value(metrics, "unigate_backend_start_seconds_sum", **MODEL) == 12.0
+    assert value(metrics, "unigate_backend_starts_total", **BACKEND, result="ready") == 1
+    assert value(metrics, "unigate_backend_start_seconds_sum", **BACKEND) == 12.0
 
 
 @pytest.mark.parametrize(
@@ -102,14 +104,14 @@ def test_swaps(metrics: Metrics, event: Event, after: State, how: str) -> None:
     """A backend that makes room counts once, by how it does."""
     metrics.transition(transition(State.READY, Event.YIELD_REQUESTED, State.YIELDING))
     metrics.transition(transition(State.YIELDING, event, after))
-    assert value(metrics, "unigate_swaps_total", **MODEL, how=how) == 1
+    assert value(metrics, "unigate_swaps_total", **BACKEND, how=how) == 1
 
 
 def test_memory() -> None:
     """What was granted, and what the driver tells of each GPU, is read when it is scraped; the host is no GPU."""
     metrics = Metrics(lambda: [status(memory_bytes=7)])
     metrics.exposition([Device(0, "", "", 10, 4), Device(HOST, "", "", 100, 100)])
-    assert value(metrics, "unigate_memory_claimed_bytes", **MODEL) == 7
+    assert value(metrics, "unigate_memory_claimed_bytes", **BACKEND) == 7
     assert value(metrics, "unigate_gpu_memory_bytes", gpu="0", kind="used") == 6
     assert value(metrics, "unigate_gpu_memory_bytes", gpu="0", kind="free") == 4
     assert value(metrics, "unigate_gpu_memory_bytes", gpu="-1", kind="free") is None
@@ -133,8 +135,35 @@ def test_a_restart_counts_under_its_reason(metrics: Metrics) -> None:
     diagnosis = Diagnosis("killed", "It was killed.", "See dmesg.")
     metrics.transition(transition(State.BACKOFF, Event.BACKOFF_ELAPSED, State.STARTING, diagnosis=diagnosis))
     metrics.transition(transition(State.BACKOFF, Event.BACKOFF_ELAPSED, State.STARTING))
-    assert value(metrics, "unigate_backend_restarts_total", **MODEL, reason="killed") == 1
-    assert value(metrics, "unigate_backend_restarts_total", **MODEL, reason="unknown") == 1
+    assert value(metrics, "unigate_backend_restarts_total", **BACKEND, reason="killed") == 1
+    assert value(metrics, "unigate_backend_restarts_total", **BACKEND, reason="unknown") == 1
+
+
+def test_a_backend_that_is_gone_has_no_gauges() -> None:
+    """What is no longer there when it is scraped leaves no state behind, not even a zero."""
+    there = [status()]
+    metrics = Metrics(lambda: there)
+    assert b"qwen#1" in metrics.exposition()
+    there.clear()
+    assert b"qwen#1" not in metrics.exposition()
+
+
+def test_a_removed_model_is_exported_no_more() -> None:
+    """Of a model that is taken out nothing is left, not even of a request that ends later; the others count on."""
+    metrics = Metrics(list)
+    metrics.keep_only({"qwen", "other"})
+    for model in ("qwen", "other"):
+        metrics.account(observation(model=model))
+        metrics.retried(model, "broke_off")
+    metrics.transition(transition(State.STARTING, Event.BECAME_READY, State.READY, started_in_s=1.0))
+    metrics.keep_only({"other"})
+    metrics.account(observation(status=STATUS_CLIENT_GONE, upstream_error="BrokenAnswer"))
+    shown = metrics.exposition()
+    assert b"qwen" not in shown
+    assert b'unigate_requests_total{code="200",endpoint="/v1/completions",model="other"} 1.0' in shown
+    metrics.keep_only({"other", "qwen"})
+    metrics.account(observation())
+    assert b'unigate_requests_total{code="200",endpoint="/v1/completions",model="qwen"} 1.0' in metrics.exposition()
 
 
 def test_every_failure_counts_once_under_its_reason(metrics: Metrics) -> None:
@@ -146,9 +175,9 @@ def test_every_failure_counts_once_under_its_reason(metrics: Metrics) -> None:
         failures += is_failure and after is not State.STOPPED
         metrics.transition(transition(before, event, after, diagnosis=diagnosis))
     assert failures == 5
-    assert value(metrics, "unigate_backend_failures_total", **MODEL, reason="gpu_out_of_memory") == failures
+    assert value(metrics, "unigate_backend_failures_total", **BACKEND, reason="gpu_out_of_memory") == failures
     metrics.transition(transition(State.READY, Event.CRASHED, State.BACKOFF))
-    assert value(metrics, "unigate_backend_failures_total", **MODEL, reason="unknown") == 1
+    assert value(metrics, "unigate_backend_failures_total", **BACKEND, reason="unknown") == 1
 
 
 def test_in_flight_goes_up_and_down(metrics: Metrics) -> None:

@@ -35,12 +35,16 @@ class Statuses:
         """One backend."""
         return BackendStatus(
             name, "vllm", self.states[name], self.phase, None, "", 0.0, 0, 0, 0, None, name in self.on_demand, "",
-            self.diagnosis, has_given_room=name in self.gave_room,
+            self.diagnosis, has_given_room=name in self.gave_room, model=name.partition("#")[0],
         )  # fmt: skip
 
     def statuses(self) -> list[BackendStatus]:
         """All backends."""
         return [self.status(name) for name in self.states]
+
+    def replicas(self, model: str) -> list[BackendStatus]:
+        """Those of a model."""
+        return [status for status in self.statuses() if status.model == model]
 
 
 ROUTES = Routes(
@@ -91,6 +95,12 @@ def test_what_else_a_status_says() -> None:
     assert listed(fleet)[0]["status"]["phase"] == "loading weights"
 
 
+def test_a_model_stands_as_its_foremost_replica() -> None:
+    """A model with one READY replica is loaded, and the state of each is shown."""
+    status = listed(Statuses({"a#1": State.FAILED, "a#2": State.READY, "b": State.READY}))[0]["status"]
+    assert status == {"value": "loaded", "state": "ready", "replicas": {"a#1": "failed", "a#2": "ready"}}
+
+
 def test_a_key_sees_its_own() -> None:
     """A key is shown the models it opens; one it does not open is refused, one that is not there is unknown."""
     fleet = Statuses({"a": State.READY, "b": State.READY})
@@ -113,14 +123,16 @@ def test_a_key_sees_its_own() -> None:
         ({"a": State.READY, "b": State.FAILED}, set(), False),
         ({"a": State.STOPPED}, {"a"}, True),
         ({}, set(), True),
+        ({"a#1": State.STARTING, "a#2": State.READY}, set(), True),
+        ({"a#1": State.STARTING, "a#2": State.FAILED}, set(), False),
     ],
 )
 def test_readiness(states: dict[str, State], on_demand: set[str], is_ready: bool) -> None:
-    """A gateway is ready when every startup model is; those on demand do not count."""
+    """A gateway is ready when a replica of every startup model is; those on demand do not count."""
     found, shown = Readiness(cast("Fleet", Statuses(states, on_demand))).report()
     assert found is is_ready
     assert shown["status"] == ("ready" if is_ready else "not ready")
-    assert set(shown["models"]) == set(states) - on_demand
+    assert set(shown["models"]) == {name.partition("#")[0] for name in set(states) - on_demand}
 
 
 def test_a_model_that_made_room_is_no_obstacle() -> None:
