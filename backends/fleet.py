@@ -60,6 +60,8 @@ class Fleet:
         setups = (self._setup(backend, engines.get(backend.engine, EngineSettings())) for backend in backends)
         self._supervisors = {setup.backend.name: self._supervisor(setup) for setup in setups}
         self._replicas: dict[str, tuple[Supervisor, ...]] = {}
+        self._regrouped = asyncio.Event()
+        self._expected = frozenset(supervisor.backend.model for supervisor in self._supervisors.values())
         self._group()
 
     def __repr__(self) -> str:
@@ -81,10 +83,12 @@ class Fleet:
         )
 
     def _group(self) -> None:
-        replicas: dict[str, list[Supervisor]] = {}
+        replicas: dict[str, list[Supervisor]] = {model: [] for model in self._expected}
         for supervisor in self._supervisors.values():
             replicas.setdefault(supervisor.setup.backend.model, []).append(supervisor)
         self._replicas = {model: tuple(group) for model, group in replicas.items()}
+        self._regrouped.set()
+        self._regrouped = asyncio.Event()
 
     def _all(self) -> list[Supervisor]:
         return [*self._supervisors.values(), *self._retired.values()]
@@ -214,6 +218,14 @@ class Fleet:
         self._supervisors = dict(by_order)
         self._group()
 
+    def expect(self, models: Iterable[str]) -> None:
+        """Know *models*, and no others, as those that are to be served.
+
+        One of them may be without a backend while it gets another; a request for it waits.
+        """
+        self._expected = frozenset(models)
+        self._group()
+
     def allow_waiting(self, limit: int) -> None:
         """At most *limit* requests wait for one model from now on."""
         self._max_waiting = limit
@@ -223,7 +235,7 @@ class Fleet:
     async def brought_up(self, name: str) -> State:
         """The state a backend comes to rest in: READY, or FAILED, or BACKOFF, or STOPPED where nobody starts it.
 
-        Raises KeyError.
+        To be asked when what it was told to do has been taken, as `add`, `change` and `load` see to. Raises KeyError.
         """
         supervisor = self._supervisors[name]
         at_rest = (State.READY, State.FAILED, State.BACKOFF, State.STOPPED)
@@ -262,7 +274,7 @@ class Fleet:
     # --- by a model's name ---
 
     def replicas(self, model: str) -> list[BackendStatus]:
-        """The backends of a model as they stand; none for a model that has just been removed."""
+        """The backends of a model as they stand; none while a reload exchanges its last one."""
         return [supervisor.status() for supervisor in self._replicas.get(model, ())]
 
     def has_other(self, model: str, tried: frozenset[str]) -> bool:
@@ -312,7 +324,10 @@ class Fleet:
                 raise BackendUnavailable("draining", "the gateway is shutting down", 5.0)
             group = [other for other in self._replicas.get(model, ()) if other.backend.name not in without]
             if not group:
-                raise BackendUnavailable("model_stopped", f"{model} was stopped", 10.0)
+                if model not in self._expected or without:
+                    raise BackendUnavailable("model_stopped", f"{model} was stopped", 10.0)
+                await self._until_regrouped(model, deadline - clock())
+                continue
             chosen = self._choose(group, affinity)
             lease = chosen.try_lease()
             if lease is not None:
@@ -323,11 +338,19 @@ class Fleet:
             try:
                 lease = await self._first_of(chosen, group, max(0.0, deadline - clock()))
             except BackendUnavailable:
-                # What befell this one need not befall the others, and maybe it is no longer one of them.
-                if clock() >= deadline or not self._is_hopeful(model, chosen, without):
+                is_one_of_them = chosen in self._replicas.get(model, ())
+                if clock() >= deadline or (is_one_of_them and not self._is_hopeful(model, chosen, without)):
                     raise
             if lease is not None:
                 return lease
+
+    async def _until_regrouped(self, model: str, max_wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(max_wait_s):
+                await self._regrouped.wait()
+        except TimeoutError:
+            message = f"{model} got no backend within the time that a request may wait"
+            raise BackendUnavailable("model_not_ready", message, 10.0) from None
 
     def _choose(self, group: Sequence[Supervisor], affinity: bytes | None) -> Supervisor:
         replicas = [Replica(other.backend.name, other.state, other.outstanding) for other in group]

@@ -139,5 +139,8 @@ class BackendSettings:
 
 def is_adjustable(before: BackendSettings, after: BackendSettings) -> bool:
     """Whether a running engine need not be ended for *after*: it differs in what only its supervisor reads."""
-    kept = {name: getattr(before, name) for name in ("on_demand", "idle_unload_s", "readiness", "timing")}
+    kept = {name: getattr(before, name) for name in _ADJUSTABLE}
     return replace(after, **kept) == before
+
+
+_ADJUSTABLE = ("on_demand", "idle_unload_s", "readiness", "timing", "is_pinned", "min_residency_s")

@@ -376,6 +376,8 @@ class Supervisor:
             event, diagnosis = message.event, None
             _taken(message)
         if event is Event.START_REQUESTED and self._is_retired:
+            if self._state not in HAS_PROCESS:
+                self._fail_waiters()  # no end will come that answers them
             return
         if event is Event.START_REQUESTED and self._state in LEAVING:
             self._start_again = True

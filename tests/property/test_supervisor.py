@@ -134,6 +134,11 @@ class Play:
         """The next start cannot spawn."""
         self.world.launcher.failures.append(SpawnFailed("engine: no such file"))
 
+    def change(self, **settings: object) -> None:
+        """New settings: what the engine would notice, or only what its supervisor reads."""
+        setup = self.world.supervisor.setup
+        self.world.supervisor.change(replace(setup, backend=replace(setup.backend, **settings)))  # type: ignore[arg-type]
+
     def wait_in_background(self) -> None:
         """Another request."""
         self.waiters.append(asyncio.create_task(self.wait()))
@@ -162,6 +167,10 @@ ACTS: dict[str, Callable[[Play], object]] = {
     "fall ill": Play.fall_ill,
     "make deaf": Play.make_deaf,
     "break command": Play.break_command,
+    "change": lambda play: play.change(context_length=len(play.world.transitions) + 1),
+    "change to on demand": lambda play: play.change(on_demand=True, context_length=len(play.world.transitions) + 1),
+    "adjust": lambda play: play.change(on_demand=False, idle_unload_s=None),
+    "retire": lambda play: play.world.supervisor.retire(),
 }
 
 PAUSES: dict[str, Callable[[], Awaitable[None]]] = {
