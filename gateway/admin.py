@@ -95,12 +95,13 @@ def admin_app(fleet: Fleet, reloading: Reloading) -> FastAPI:
 
     @app.post("/admin/models/{name:path}/restart")
     async def restart_all(name: str, wait_s: WaitS = 0) -> list[dict[str, Any]]:
-        """Let running requests finish, stop every backend of a model and start it again, all at once."""
+        """Let running requests finish, stop every backend of a model and start it again: one at a time."""
         names = meant(name)
-        for one in names:
-            await fleet.unload(one)
-            await fleet.load(one)
-        return await outcomes(names, wait_s, State.READY, State.FAILED)
+        if len(names) == 1:
+            return [await restart(names[0], wait_s)]
+        rolling = await reloading.restart(names)
+        await asyncio.wait([rolling], timeout=wait_s)
+        return [as_json(fleet.status(one)) for one in names if one in fleet.setups()]
 
     @app.post("/admin/reload")
     async def reload(wait_s: WaitS = 0) -> dict[str, Any]:

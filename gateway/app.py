@@ -206,7 +206,8 @@ async def serve(
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, _on_signal, number, stop, gateway, server)
     reloads = _Reloads(gateway.reloading)
-    loop.add_signal_handler(RELOAD_SIGNAL, reloads.begin)
+    hangup_ends = has_terminal() and signal.getsignal(RELOAD_SIGNAL) is not signal.SIG_IGN  # ignored by nohup
+    loop.add_signal_handler(RELOAD_SIGNAL, _on_hangup, hangup_ends, reloads, stop)
     http = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     beside = asyncio.create_task(while_running(gateway)) if while_running is not None else None
     try:
@@ -264,6 +265,24 @@ class _Reloads:
         self._tasks.discard(task)
         if not task.cancelled() and (mistake := task.exception()) is not None:
             _log.error("%s broke", task.get_name(), exc_info=mistake)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _on_hangup(hangup_ends: bool, reloads: _Reloads, stop: asyncio.Event) -> None:
+    """Reload, unless what was closed is the terminal that the gateway was started in: then stop, as Ctrl-C does."""
+    if hangup_ends and not has_terminal():
+        _log.info("the terminal was closed: letting running requests finish, then stopping the engines")
+        stop.set()
+    else:
+        reloads.begin()
 
 
 def _on_signal(number: int, stop: asyncio.Event, gateway: Gateway, server: uvicorn.Server) -> None:

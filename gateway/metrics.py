@@ -168,7 +168,7 @@ class Metrics:
         by_model = (
             self._requests, self._duration, self._ttft, self._inter_chunk, self._queue_wait, self._tokens,
             self._in_flight, self._upstream_errors, self._retries, self._client_disconnects, self._backend_starts,
-            self._backend_restarts, self._backend_start_seconds,
+            self._backend_failures, self._backend_restarts, self._backend_start_seconds, self._swaps,
         )  # fmt: skip
         for model in self._removed:
             for metric in by_model:

@@ -6,11 +6,12 @@ Open WebUI gives the list 10 s (backend/open_webui/env.py AIOHTTP_CLIENT_TIMEOUT
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from backends.fleet import Fleet
 from backends.lifecycle import State
-from backends.status import foremost
+from backends.status import BackendStatus, foremost
 from gateway.keys import Caller
 from gateway.routing import Route, Routes
 
@@ -45,16 +46,6 @@ class ModelList:
         return self._entry(self._routes.resolve(name, caller))
 
     def _entry(self, route: Route) -> dict[str, Any]:
-        replicas = self._fleet.replicas(route.backend.model)
-        status = foremost(replicas)
-        shown: dict[str, Any] = {"value": _SHOWN[status.state], "state": status.state.value}
-        if status.phase:
-            shown["phase"] = status.phase
-        if status.diagnosis is not None:
-            shown["reason"] = status.diagnosis.reason
-            shown["advice"] = status.diagnosis.advice
-        if len(replicas) > 1:
-            shown["replicas"] = {replica.name: replica.state.value for replica in replicas}
         return {
             "id": route.model,
             "object": "model",
@@ -64,5 +55,20 @@ class ModelList:
             "parent": route.parent,
             "aliases": list(route.aliases),
             "max_model_len": route.backend.context_length,
-            "status": shown,
+            "status": _shown(self._fleet.replicas(route.backend.model)),
         }
+
+
+def _shown(replicas: Sequence[BackendStatus]) -> dict[str, Any]:
+    if not replicas:  # a reload is just exchanging the last one
+        return {"value": "loading", "state": State.STOPPED.value}
+    status = foremost(replicas)
+    shown: dict[str, Any] = {"value": _SHOWN[status.state], "state": status.state.value}
+    if status.phase:
+        shown["phase"] = status.phase
+    if status.diagnosis is not None:
+        shown["reason"] = status.diagnosis.reason
+        shown["advice"] = status.diagnosis.advice
+    if len(replicas) > 1:
+        shown["replicas"] = {replica.name: replica.state.value for replica in replicas}
+    return shown

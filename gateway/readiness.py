@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from backends.fleet import Fleet
@@ -25,10 +26,11 @@ class Readiness:
         for status in self._fleet.statuses():
             if not status.on_demand and not status.is_retired:
                 replicas.setdefault(status.model, []).append(status)
-        are_there = all(
-            any(status.state is State.READY or status.has_given_room for status in group) for group in replicas.values()
-        )
-        is_ready = are_there and not self.is_draining
+        is_ready = not self.is_draining and all(map(_can_serve, replicas.values()))
         states = {model: foremost(group).state.value for model, group in replicas.items()}
         word = "draining" if self.is_draining else "ready" if is_ready else "not ready"
         return is_ready, {"status": word, "models": states}
+
+
+def _can_serve(replicas: Sequence[BackendStatus]) -> bool:
+    return any(status.state is State.READY or status.has_given_room for status in replicas)

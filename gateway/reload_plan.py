@@ -17,7 +17,7 @@ from gateway.config_values import is_loopback
 LIVE = frozenset(
     {
         "keys", "allow_unauthenticated", "body_limit_bytes", "queue", "timeouts", "drain_timeout_s", "access_log",
-        "watch",
+        "watch", "min_residency_s",
     }
 )  # fmt: skip
 """Keys of the gateway's own section that are applied at once; a change of any other waits for the next start."""
@@ -104,6 +104,12 @@ def plan_reload(
         tuple(key for key in changed if key in LIVE),
         tuple(key for key in changed if key not in LIVE),
     )
+
+
+def as_started(was: GatewaySettings, will_be: GatewaySettings) -> GatewaySettings:
+    """*will_be*, save the keys that are not applied while the gateway runs: those are as they were."""
+    kept = {key: getattr(was, key) for key in GatewaySettings.model_fields if key not in LIVE}
+    return will_be.model_copy(update=kept)
 
 
 def _plan_model(model: str, before: Mapping[str, Wanted], after: Mapping[str, Wanted]) -> ModelPlan:

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from backends.fleet import Fleet
 from backends.lifecycle import State
 from backends.settings import BackendSettings
 from gateway.checking import static_findings
-from gateway.config import Config
+from gateway.config import Config, GatewaySettings
 from gateway.config_file import ConfigError, load_config_file
-from gateway.reload_plan import ModelPlan, ReloadPlan, Wanted, is_left_open, plan_reload
+from gateway.reload_plan import ModelPlan, ReloadPlan, Wanted, as_started, is_left_open, plan_reload
 
 _log = logging.getLogger("unigate.gateway")
 
@@ -84,11 +84,6 @@ def _digest(path: Path) -> str:
     return ""
 
 
-def wanted_of(config: Config, backends: Iterable[BackendSettings]) -> dict[str, Wanted]:
-    """The *backends* of a configuration with their engines' settings, by name."""
-    return {backend.name: Wanted(backend, config.engine_settings(backend.engine)) for backend in backends}
-
-
 class Reloading:
     """The one who exchanges the configuration of a gateway while it runs.
 
@@ -132,7 +127,7 @@ class Reloading:
         async with self._reading:
             await self._is_open.wait()
             try:
-                config, backends = await asyncio.to_thread(_read, self._source)
+                config, held, wanted = await asyncio.to_thread(_read, self._source, self.config.gateway)
                 if is_left_open(self.config.gateway.host, config.gateway):
                     raise ReloadRefused(
                         f"{self._source.path}: gateway.keys: the gateway goes on listening on "
@@ -146,7 +141,7 @@ class Reloading:
             async with self._applying:
                 if self._is_closed:
                     raise ReloadUnavailable("the gateway is shutting down")
-                plan = await self._apply(config, wanted_of(config, backends))
+                plan = await self._apply(config, held, wanted)
         self._count("applied")
         _log.info("the configuration was reloaded: %s", _sentence(plan))
         return plan
@@ -155,6 +150,30 @@ class Reloading:
         """`reload` for those who cannot be answered: what went wrong is in the log."""
         with contextlib.suppress(ReloadRefused, ReloadUnavailable):
             await self.reload()
+
+    async def restart(self, names: Sequence[str]) -> asyncio.Task[None]:
+        """Stop and start the backends of one model again, one at a time so that the others serve; the task that does.
+
+        It ends early when one does not come up, and with the next reload.
+        """
+        async with self._applying:
+            if self._is_closed:
+                raise ReloadUnavailable("the gateway is shutting down")
+            return self._begin_roll(self._restart_each(names), f"restart {', '.join(names)}")
+
+    async def _restart_each(self, names: Sequence[str]) -> None:
+        for name in names:
+            with contextlib.suppress(KeyError):  # a reload has taken it out
+                await self._fleet.unload(name)
+                await self._fleet.load(name)
+                if not await self._has_come_up(name):
+                    return
+
+    def _begin_roll(self, roll: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(roll, name=name)
+        task.add_done_callback(_look_for_mistake)
+        self._rolls = [*(other for other in self._rolls if not other.done()), task]
+        return task
 
     async def outcome(self, plan: ReloadPlan) -> None:
         """Until every backend that *plan* touches has come to rest, or is gone."""
@@ -185,33 +204,28 @@ class Reloading:
         async with self._applying:
             await self._end_rolls()
 
-    async def _apply(self, config: Config, wanted: Mapping[str, Wanted]) -> ReloadPlan:
+    async def _apply(self, config: Config, held: Config, wanted: Mapping[str, Wanted]) -> ReloadPlan:
         await self._end_rolls()
         there = {name: Wanted(setup.backend, setup.engine) for name, setup in self._fleet.setups().items()}
         plan = plan_reload(there, wanted, self.config.gateway, config.gateway)
-        self._withhold(config)
+        self._withhold(held)
         for model in plan.models:
             if model.is_new:
                 for name in model.added:
                     await self._fleet.add(wanted[name].backend, wanted[name].engine)
             for name in (*model.adjusted, *(model.restarted if model.is_at_once else ())):
                 await self._fleet.change(wanted[name].backend, wanted[name].engine)
-        self._hold(config, plan)
+        self._adopt(held)
+        self.config = held
+        self._fleet.expect(one.backend.model for one in wanted.values())
         self._fleet.order(wanted)
         for model in plan.models:
             if model.is_gone:
                 for name in model.removed:
                     self._fleet.retire(name)
             elif not model.is_new and (model.added or model.replaced or model.removed or model.restarted):
-                roll = self._roll(model, wanted)
-                self._rolls.append(asyncio.create_task(roll, name=f"roll {model.model}"))
+                self._begin_roll(self._roll(model, wanted), f"roll {model.model}")
         return plan
-
-    def _hold(self, config: Config, plan: ReloadPlan) -> None:
-        as_started = {key: getattr(self.config.gateway, key) for key in plan.deferred}
-        held = config.model_copy(update={"gateway": config.gateway.model_copy(update=as_started)})
-        self._adopt(held)
-        self.config = held
 
     async def _roll(self, model: ModelPlan, wanted: Mapping[str, Wanted]) -> None:
         """Exchange the backends of a model that serves, so that it goes on serving."""
@@ -240,7 +254,7 @@ class Reloading:
     async def _has_come_up(self, name: str) -> bool:
         state = await self._fleet.brought_up(name)
         if state in (State.FAILED, State.BACKOFF):
-            _log.error("%s did not come up with its new settings; the others of its model keep the old ones", name)
+            _log.error("%s did not come up; the other backends of its model are left as they are", name)
             return False
         return True
 
@@ -250,14 +264,19 @@ class Reloading:
             roll.cancel()
         if rolls:
             await asyncio.wait(rolls)
-        for roll in rolls:
-            if not roll.cancelled() and (mistake := roll.exception()) is not None:
-                _log.error("a rolling reload broke", exc_info=mistake)
 
 
-def _read(source: Source) -> tuple[Config, tuple[BackendSettings, ...]]:
+def _look_for_mistake(roll: asyncio.Task[None]) -> None:
+    if not roll.cancelled() and (mistake := roll.exception()) is not None:
+        _log.error("%s broke", roll.get_name(), exc_info=mistake)
+
+
+def _read(source: Source, running: GatewaySettings) -> tuple[Config, Config, dict[str, Wanted]]:
+    """The configuration as it is written, as it can be held while the gateway is *running*, and its backends."""
     config = source.read()
-    return config, with_digests(config.backend_settings())
+    held = config.model_copy(update={"gateway": as_started(running, config.gateway)})
+    backends = with_digests(held.backend_settings())
+    return config, held, {one.name: Wanted(one, held.engine_settings(one.engine)) for one in backends}
 
 
 def _sentence(plan: ReloadPlan) -> str:

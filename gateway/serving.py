@@ -237,7 +237,7 @@ class Serving:
                 if reason is None or not self._fleet.has_other(model, frozenset({lease.backend})):
                     raise
                 self._metrics.retried(route.model, reason)
-                _log.warning("request %s moves away from %s: %s", seen.request_id, lease.backend, problem)
+                _log.warning("request %s moves away from %s: %s", seen.request_id, lease.backend, reason)
                 return lease.backend
         return None
 

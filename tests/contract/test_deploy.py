@@ -490,7 +490,7 @@ DIRECTIVES = {
     "Service": {
         *("Type", "User", "Group", "EnvironmentFile", "Environment", "WorkingDirectory", "UMask"),
         *("StateDirectory", "StateDirectoryMode", "CacheDirectory", "CacheDirectoryMode"),
-        *("ExecStart", "Restart", "RestartSec", "RestartPreventExitStatus"),
+        *("ExecStart", "ExecReload", "Restart", "RestartSec", "RestartPreventExitStatus"),
         *("KillMode", "TimeoutStopSec", "OOMPolicy", "LimitNOFILE"),
         *("NoNewPrivileges", "CapabilityBoundingSet", "ProtectSystem", "ProtectHome", "PrivateTmp", "ProtectHostname"),
         *("ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups"),

@@ -135,9 +135,6 @@ def test_steering_all_or_one(gateway: Gateway) -> None:
     done = gateway.command("load", "pair", "--wait", "20")
     assert done.returncode == 0
     assert done.stdout.count(" ready ") == 2
-    done = gateway.command("restart", "pair", "--wait", "20")
-    assert done.returncode == 0
-    assert done.stdout.count(" ready ") == 2
     shown = gateway.command("logs", "pair").stdout
     assert "pair#1 | " in shown
     assert "pair#2 | " in shown
@@ -145,6 +142,18 @@ def test_steering_all_or_one(gateway: Gateway) -> None:
     refused = gateway.ask("GET", "/admin/backends/pair")
     assert refused.status_code == 404
     assert "'pair' has replicas; there are: pair#1, pair#2" in refused.text
+
+
+def test_a_restart_is_one_at_a_time(gateway: Gateway) -> None:
+    """`unigate restart MODEL` starts every replica anew, and never more than one of them is away."""
+    before = {name: gateway.backend(name)["pid"] for name in ("pair#1", "pair#2")}
+    done = gateway.command("restart", "pair", "--wait", "20")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(" ready ") == 2
+    assert all(gateway.backend(name)["pid"] != pid for name, pid in before.items())
+    log = gateway.logged()
+    stops = [log.rindex(f"pair#{number}: ready -> draining") for number in (1, 2)]
+    assert stops[0] < log.rindex("pair#1: starting -> ready") < stops[1]
 
 
 def test_what_is_shown(gateway: Gateway) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +444,32 @@ def test_an_adapter_is_served_by_the_backend_of_its_base() -> None:
 def test_what_an_adapter_may_not_be(models: dict[str, Any], loc: Loc, message: str) -> None:
     """An adapter names a model that can take it, and says nothing that is its base's to say."""
     assert message in complaints({"models": models})["models", *loc]
+
+
+def test_replicas_are_backends_of_their_own() -> None:
+    """A model with replicas has so many backends, alike in all but their names, and its adapters are on each."""
+    models = {"qwen": {**VLLM, "replicas": 2}, "sql": {"base": "qwen", "adapter": "lora"}, "other": VLLM}
+    one, two, other = read({"models": models}).backend_settings()
+    assert (one.name, two.name, other.name) == ("qwen#1", "qwen#2", "other")
+    assert (one.model, one.model_name, one.replica_of, other.replica_of) == ("qwen", "qwen", "qwen", "")
+    assert replace(two, name=one.name) == one
+    assert [adapter.name for adapter in two.adapters] == ["sql"]
+
+
+def test_a_model_may_not_be_called_like_a_replica() -> None:
+    """The name of a replica is taken when there is such a replica, and free otherwise."""
+    clash = {"qwen": {**VLLM, "replicas": 2}, "qwen#2": VLLM}
+    assert complaints({"models": clash})["models", "qwen#2"].startswith('is what a replica of "qwen" is called')
+    names = [backend.name for backend in read({"models": {"qwen": VLLM, "qwen#2": VLLM}}).backend_settings()]
+    assert names == ["qwen", "qwen#2"]
+
+
+@pytest.mark.parametrize("replicas", [0, 65, 1.5, "many"])
+def test_how_many_replicas(replicas: object) -> None:
+    """A model has from 1 to 64 replicas; an external one has none to be started."""
+    assert ("replicas",) in model_complaints(replicas=replicas)
+    found = complaints({"models": {"far": {**EXTERNAL, "replicas": 2}}})
+    assert "has no effect on an external server" in found["models", "far", "replicas"]
 
 
 @pytest.mark.parametrize("key", ["url", "api_key", "served_name"])

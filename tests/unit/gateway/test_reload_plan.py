@@ -11,7 +11,7 @@ import pytest
 from backends.settings import BackendSettings, EngineSettings, Timing
 from gateway.config import Config
 from gateway.config_values import Origin
-from gateway.reload_plan import LIVE, ModelPlan, Wanted, is_left_open, plan_reload
+from gateway.reload_plan import LIVE, ModelPlan, Wanted, as_started, is_left_open, plan_reload
 
 ENGINE = EngineSettings(("vllm", "serve"))
 
@@ -114,6 +114,8 @@ def test_the_gateways_own_keys() -> None:
     assert set(found.applied) == {"access_log", "keys"}
     assert set(found.deferred) == {"port", "state_dir", "log_dir"}
     assert found.backends("unchanged") == ["m"]
+    held = as_started(was, will_be)
+    assert (held.port, held.state_dir, held.access_log, held.keys) == (1000, was.state_dir, False, will_be.keys)
 
 
 def test_every_live_key_is_a_key() -> None:
