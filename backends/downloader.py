@@ -111,7 +111,7 @@ class LocalDownloader:
         except OSError as problem:
             reason = f"The download could not be started: {problem.strerror}."
             return Diagnosis("host_refused", reason, "Free what is short: processes, memory or open files.")
-        watch = _Watch(source, child, show, say, _tokens(os.environ))
+        watch = _Watch(source, child, show, say, tokens_of(os.environ))
         try:
             return await watch.outcome(stall_timeout_s)
         finally:
@@ -215,8 +215,11 @@ def download_environment(inherited: Mapping[str, str], secrets: frozenset[str] =
     return {**LIBRARY_DEFAULTS, **kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 
 
-def _tokens(environ: Mapping[str, str]) -> frozenset[str]:
-    return frozenset(value for name in TOKENS.values() if len(value := environ.get(name, "")) >= 8)
+def tokens_of(environ: Mapping[str, str]) -> frozenset[str]:
+    """The hubs' keys in *environ*, long enough not to be a part of other words."""
+    # The second is an older name, which huggingface_hub 2.4 still reads (utils/_auth.py).
+    names = (*TOKENS.values(), "HUGGING_FACE_HUB_TOKEN")
+    return frozenset(value for name in names if len(value := environ.get(name, "")) >= 8)
 
 
 def redacted(text: str, tokens: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from backends.completion import Verified, read_completion, write_completion
 from backends.download import Download, Order, Progress, client_of, hold_folder
-from backends.downloader import DownloadProgress, LocalDownloader, download_environment, redacted
+from backends.downloader import DownloadProgress, LocalDownloader, download_environment, redacted, tokens_of
 from backends.hub import DownloadFailed, disk_failed
 from backends.repository import RECORDS, RemoteFile, Repository
 from backends.sizes import size_text
@@ -76,8 +76,10 @@ def test_a_download_inherits_keys_and_mirrors() -> None:
 
 def test_words_are_redacted() -> None:
     """Keys, passwords of proxies and signatures of addresses are not repeated."""
+    environ = {"HF_TOKEN": "hf_secret", "HUGGING_FACE_HUB_TOKEN": "hf_older", "MODELSCOPE_API_TOKEN": "ms"}
+    assert tokens_of(environ) == {"hf_secret", "hf_older"}
     said = "GET https://me:pw@p.lan/x?Signature=abc&Expires=1 failed with hf_secret, see http://h/y"
-    assert redacted(said, ["hf_secret"]) == "GET https://***@p.lan/x?… failed with ***, see http://h/y"
+    assert redacted(said, tokens_of(environ)) == "GET https://***@p.lan/x?… failed with ***, see http://h/y"
 
 
 def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
