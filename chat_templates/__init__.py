@@ -1,1 +1,1 @@
-"""Chat templates: parsing now; rendering, import, export and proof next. Pure: no process, no server."""
+"""Chat templates: parsing, rendering and tokenising; import, export and proof next. Pure: no process, no server."""

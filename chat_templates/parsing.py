@@ -6,6 +6,7 @@ Jinja2 with trimmed blocks, loop controls and the ``{% generation %}`` block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import TemplateSyntaxError, nodes
@@ -21,14 +22,21 @@ class TemplateUnreadable(Exception):
 
 
 class GenerationTag(Extension):
-    """``{% generation %}…{% endgeneration %}`` marks the assistant's own tokens; it renders as its content."""
+    """``{% generation %}…{% endgeneration %}`` marks the assistant's own tokens; it renders as its content.
+
+    The content is a block of its own, as in transformers: what is set in it is not seen after it.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own way of declaring it
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The block's content in its place."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        """A call of `_content` with the block."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    def _content(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 def environment() -> ImmutableSandboxedEnvironment:
@@ -52,4 +60,6 @@ def read_template(path: Path) -> str:
         environment().parse(text)
     except TemplateSyntaxError as problem:
         raise TemplateUnreadable(f"{path}:{problem.lineno}: {problem.message}") from problem
+    except RecursionError as problem:
+        raise TemplateUnreadable(f"{path}: is nested too deeply to be parsed") from problem
     return text
