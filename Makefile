@@ -7,7 +7,7 @@ RUN    := $(VENV)/.installed-quickstart
 DEV    := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart setup check format test unit fault engines lock clean
+.PHONY: help quickstart setup check format test unit oracle fault engines lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ test: $(DEV) engines ## all tests, with the real engines
 
 unit: $(DEV) ## the quick tests: pure decisions and properties
 	$(BIN)/pytest tests/unit tests/property
+
+oracle: $(DEV) engines ## our rendering beside transformers', on 786 published templates
+	$(BIN)/pytest tests/oracle
 
 # The first command is everything but the rows of the matrix, which the second one makes, shows and writes down.
 fault: $(DEV) engines ## what happens when things break: every engine with every fault, written to docs/fault-matrix.md

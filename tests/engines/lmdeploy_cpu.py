@@ -50,7 +50,7 @@ from lmdeploy.messages import (  # type: ignore[import-not-found]
     ScheduleMetrics,
 )
 from lmdeploy.utils import get_logger  # type: ignore[import-not-found]
-from transformers import AutoModelForCausalLM, AutoTokenizer  # type: ignore[import-not-found]
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TORCH_THREADS = 1
 """Leaves a core for HTTP, and suits a small model: with two and a busy neighbour a token takes 4 times as long."""
