@@ -38,6 +38,7 @@ from gateway.pull import PullFailed, pull, read_sources, sources_of
 from gateway.quickstart import QuickstartError, quickstart
 from gateway.reloading import Source
 from gateway.starter_model import default_cache_dir
+from gateway.template_cli import template_cli
 
 Answer = TypeVar("Answer")
 
@@ -58,6 +59,7 @@ config_cli = typer.Typer(help="About the configuration file.", no_args_is_help=T
 cli.add_typer(config_cli, name="config")
 engine_cli = typer.Typer(help="About the engines on this machine.", no_args_is_help=True)
 cli.add_typer(engine_cli, name="engine")
+cli.add_typer(template_cli, name="template")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.", show_default=True)

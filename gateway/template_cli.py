@@ -1,0 +1,181 @@
+"""`unigate template …`: what a chat template makes of a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.markup import escape
+
+from backends.render_pool import RenderChildFailed, RenderPool, TemplateStopped
+from chat_templates.conversation import Conversation, ConversationInvalid
+from chat_templates.model_folder import DEFAULT, ModelFolderUnreadable, read_special_tokens, read_templates
+from chat_templates.parsing import TemplateUnreadable, read_template
+from chat_templates.rendering import Rendered, Renderer, TemplateBroken, TemplateRefused
+from chat_templates.tokenizing import TextUnencodable, Tokenizer
+from gateway import console
+
+PROBLEMS = 1
+UNUSABLE = 2
+
+template_cli = typer.Typer(help="About chat templates.", no_args_is_help=True)
+
+
+class Unusable(Exception):
+    """A file or an option cannot be used; the message names it and says why."""
+
+
+@template_cli.command(short_help="Print the prompt a template makes.")
+def render(
+    template: Annotated[
+        Path, typer.Option("--template", metavar="F", help="The Jinja file, or a model's folder that has one.")
+    ],
+    messages: Annotated[
+        Path, typer.Option("--messages", metavar="M.json", help="A list of messages, or a chat request that has one.")
+    ],
+    tools: Annotated[Path | None, typer.Option("--tools", metavar="T.json", help="A list of tools.")] = None,
+    var: Annotated[
+        list[str] | None,
+        typer.Option("--var", metavar="NAME=VALUE", help="A template variable; JSON, or else text. May be repeated."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer", metavar="DIR", help="A model's folder: its special tokens are used, and ids are printed."
+        ),
+    ] = None,
+    generation_prompt: Annotated[bool, typer.Option(help="End with the head of the answer to come.")] = True,
+    continue_final: Annotated[
+        bool, typer.Option("--continue", help="Leave the last message open, for the model to go on with.")
+    ] = False,
+    now: Annotated[
+        datetime | None, typer.Option("--now", help="The time the template is told. [default: this machine's]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the prompt a template makes of a conversation, exactly as transformers 5.23 does, and its ids."""
+    try:
+        loaded = None if tokenizer is None else Tokenizer.read(tokenizer)
+        given_messages, given_tools = read_conversation(messages, tools)
+        renderer = Renderer(
+            _templates(template),
+            variables=read_variables(var or ()),
+            special_tokens=_special_tokens(template, loaded),
+            clock=now,
+        )
+    except (Unusable, ModelFolderUnreadable, TemplateUnreadable, ConversationInvalid) as problem:
+        _fail(str(problem), UNUSABLE)
+    conversation = Conversation(
+        given_messages,
+        given_tools,
+        add_generation_prompt=generation_prompt and not continue_final,
+        continue_final_message=continue_final,
+    )
+    rendered = _rendered(renderer, conversation, template, messages)
+    try:
+        ids = None if loaded is None else loaded.encode(rendered.text)
+        _print(rendered, ids, as_json)
+    except (TextUnencodable, UnicodeEncodeError) as problem:
+        _fail(f"{messages}: the prompt cannot be written: {problem}")
+
+
+def _templates(path: Path) -> Mapping[str, str]:
+    if not path.is_dir():
+        return {DEFAULT: read_template(path)}
+    templates = read_templates(path)
+    if not templates:
+        raise Unusable(f"{path}: has no chat template; name a Jinja file")
+    return templates
+
+
+def _special_tokens(template: Path, loaded: Tokenizer | None) -> Mapping[str, str]:
+    if loaded is not None:
+        return loaded.special_tokens
+    return read_special_tokens(template) if template.is_dir() else {}
+
+
+def read_conversation(messages: Path, tools: Path | None) -> tuple[list[Any], list[Any] | None]:
+    """The messages and the tools in the files. Raises Unusable."""
+    found = _read_json(messages)
+    found_tools = None
+    if isinstance(found, dict) and "messages" in found:
+        found, found_tools = found["messages"], found.get("tools")
+    if tools is not None:
+        found_tools = _read_json(tools)
+    if not isinstance(found, list):
+        raise Unusable(f"{messages}: is neither a list of messages nor an object with `messages`")
+    if not isinstance(found_tools, list | None):
+        raise Unusable(f"{tools or messages}: the tools are no list")
+    return found, found_tools
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise Unusable(f"{path}: {problem.strerror}") from problem
+    except UnicodeDecodeError as problem:
+        raise Unusable(f"{path}: is not UTF-8 text (byte {problem.start})") from problem
+    except json.JSONDecodeError as problem:
+        raise Unusable(f"{path}:{problem.lineno}:{problem.colno}: is no JSON: {problem.msg}") from problem
+    except (RecursionError, ValueError) as problem:
+        raise Unusable(f"{path}: is JSON beyond what can be read: {problem}") from problem
+
+
+def read_variables(given: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` each; a value that is no JSON is the text it is. Raises Unusable."""
+    variables = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise Unusable(f"--var {pair}: write NAME=VALUE, such as enable_thinking=false")
+        try:
+            variables[name] = json.loads(value)
+        except ValueError:
+            variables[name] = value
+    return variables
+
+
+def _rendered(renderer: Renderer, conversation: Conversation, template: Path, messages: Path) -> Rendered:
+    try:
+        return asyncio.run(_render(renderer, conversation))
+    except TemplateRefused as problem:
+        _fail(f"{template}: refuses this conversation: {problem}")
+    except TemplateBroken as problem:
+        where = f"{template}" if problem.line is None else f"{template}:{problem.line}"
+        _fail(f"{where}: {problem.message}")
+    except TemplateStopped as problem:
+        _fail(f"{template}: was stopped: {problem}")
+    except ConversationInvalid as problem:
+        _fail(f"{messages}: {problem}")
+    except RenderChildFailed as problem:
+        _fail(str(problem))
+
+
+async def _render(renderer: Renderer, conversation: Conversation) -> Rendered:
+    async with RenderPool() as pool:
+        return await pool.render(renderer, conversation)
+
+
+def _print(rendered: Rendered, ids: list[int] | None, as_json: bool) -> None:
+    """The text alone is written as it is, without a newline of ours, so that it can be compared byte by byte."""
+    if as_json:
+        shown: dict[str, Any] = {"text": rendered.text, "template": rendered.template}
+        text = json.dumps(shown if ids is None else shown | {"ids": ids}) + "\n"
+    elif ids is not None:
+        text = f"{rendered.text}\n{len(ids)} ids: {' '.join(map(str, ids))}\n"
+    else:
+        text = rendered.text + ("\n" if sys.stdout.isatty() else "")
+    sys.stdout.buffer.write(text.encode("utf-8"))
+    sys.stdout.flush()
+
+
+def _fail(message: str, code: int = PROBLEMS) -> NoReturn:
+    console.stderr().print(f"[bold red]error:[/] {escape(message)}")
+    raise typer.Exit(code)
