@@ -104,14 +104,14 @@ def test_swaps(metrics: Metrics, event: Event, after: State, how: str) -> None:
     """A backend that makes room counts once, by how it does."""
     metrics.transition(transition(State.READY, Event.YIELD_REQUESTED, State.YIELDING))
     metrics.transition(transition(State.YIELDING, event, after))
-    assert value(metrics, "unigate_swaps_total", **MODEL, how=how) == 1
+    assert value(metrics, "unigate_swaps_total", **BACKEND, how=how) == 1
 
 
 def test_memory() -> None:
     """What was granted, and what the driver tells of each GPU, is read when it is scraped; the host is no GPU."""
     metrics = Metrics(lambda: [status(memory_bytes=7)])
     metrics.exposition([Device(0, "", "", 10, 4), Device(HOST, "", "", 100, 100)])
-    assert value(metrics, "unigate_memory_claimed_bytes", **MODEL) == 7
+    assert value(metrics, "unigate_memory_claimed_bytes", **BACKEND) == 7
     assert value(metrics, "unigate_gpu_memory_bytes", gpu="0", kind="used") == 6
     assert value(metrics, "unigate_gpu_memory_bytes", gpu="0", kind="free") == 4
     assert value(metrics, "unigate_gpu_memory_bytes", gpu="-1", kind="free") is None
