@@ -1,0 +1,1 @@
+"""Decisions of the benchmark harness, each for itself."""
