@@ -100,7 +100,7 @@ class RecordFile:
         self._path = path
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._ended = threading.Event()
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # nothing is left to fail when it is closed
         self._problem: OSError | None = None
         self._thread = threading.Thread(target=self._write, name=f"writes {path.name}", daemon=True)
         self._thread.start()
@@ -127,8 +127,9 @@ class RecordFile:
             while not self._queue.empty():
                 lines.append(orjson.dumps(self._queue.get(), option=orjson.OPT_APPEND_NEWLINE))
             try:
-                self._file.write(b"".join(lines))
-                self._file.flush()
+                unwritten = memoryview(b"".join(lines))
+                while unwritten:
+                    unwritten = unwritten[self._file.write(unwritten) :]
             except OSError as problem:
                 self._problem = problem
                 return
