@@ -104,7 +104,8 @@ def test_llama_factory_columns_and_tags(tmp_path: Path) -> None:
     """dataset_info.json names file, columns and tags; a column it leaves out is not read."""
     write(tmp_path, "dataset_info.json", {
         "mine": {"file_name": "mine.json", "columns": {"prompt": "question", "response": "answer", "history": "past"}},
-        "talk": {"file_name": "talk.jsonl", "formatting": "sharegpt", "columns": {"messages": "turns", "system": "rules"},
+        "talk": {"file_name": "talk.jsonl", "formatting": "sharegpt",
+                 "columns": {"messages": "turns", "system": "rules"},
                  "tags": {"role_tag": "who", "content_tag": "what", "user_tag": "U", "assistant_tag": "A"}},
         "plain": {"file_name": "plain.json"},
     })  # fmt: skip
