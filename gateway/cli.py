@@ -26,6 +26,7 @@ from backends.engines import ADAPTERS
 from backends.environments import managed_folder
 from backends.records import StateFolderInUse, state_folder_lock
 from backends.resolving import Environments
+from benchmarks.cli import cli as bench_cli
 from gateway import __version__, app, checking, console, doctor
 from gateway.admin_client import AdminClient, AdminError, find_gateway
 from gateway.config import Config, default_engine_dir, default_models_dir
@@ -60,6 +61,7 @@ cli.add_typer(config_cli, name="config")
 engine_cli = typer.Typer(help="About the engines on this machine.", no_args_is_help=True)
 cli.add_typer(engine_cli, name="engine")
 cli.add_typer(template_cli, name="template")
+cli.add_typer(bench_cli, name="bench")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.", show_default=True)
