@@ -82,9 +82,9 @@ def test_known_times_are_measured(tmp_path: Path) -> None:
 
 def test_two_per_cent_of_broken_streams_are_two_per_cent(tmp_path: Path) -> None:
     """Of 200 streams every fiftieth breaks in the middle: 4 failures, which are in the denominator of goodput."""
+    options = ("--concurrency", "8", "--num-prompts", "200", "--output-tokens", "10", "--goodput", "e2el:20000")
     with timed_server("--ttft", "0.01", "--tpot", "0.001", "--fail-every", "50") as url:
-    """A server that is silent for two seconds is seen by everyone who comes then; a closed loop sees it once."""
-                              "--goodput", "e2el:20000"))  # fmt: skip
+        done = bench(*command(url, tmp_path / "run", *options))
     told = summary(tmp_path / "run")
     assert told["failures"]["by_kind"] == {"stream_error": 4}
     assert told["failures"]["share"] == 0.02
@@ -93,7 +93,7 @@ def test_two_per_cent_of_broken_streams_are_two_per_cent(tmp_path: Path) -> None
 
 
 def test_a_stall_is_not_hidden_by_waiting_for_it(tmp_path: Path) -> None:
-    """A server that is silent for two seconds is seen by everyone who comes meanwhile; a closed loop sees it once."""
+    """A server that is silent for two seconds is seen by everyone who comes then; a closed loop sees it once."""
     stall = ("--ttft", "0.02", "--stall-at", "1", "--stall", "2")
     options = ("--output-tokens", "1", "--num-prompts", "80")
     with timed_server(*stall) as url:
