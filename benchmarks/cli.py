@@ -179,7 +179,10 @@ def run(
     except BenchmarkError as problem:
         _fail(str(problem))
     except (Interrupted, KeyboardInterrupt):
-        _say(f"interrupted; everything until now is in {folder}. Go on with: unigate bench run --resume {folder}")
+        _say(
+            f"interrupted; everything until now is in {folder}. Go on with: unigate bench run --resume {folder}; "
+            f"see it as it is with: unigate bench report {folder}"
+        )
         raise typer.Exit(INTERRUPTED) from None
     _show(folder, as_json)
 

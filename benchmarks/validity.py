@@ -226,9 +226,23 @@ def _warnings(numbers: Numbers, journal: Journal) -> list[str]:
         found.append(f"the run was resumed {len(journal.sessions) - 1} times; the pauses are left out")
     if not journal.is_done:
         found.append("the run is not complete")
+    found += _crowded(journal)
     if numbers.steady is None and numbers.sent:
         found.append("too short for a steady window: the load was as asked for in less than a fifth of the run")
     return found
+
+
+def _crowded(journal: Journal) -> list[str]:
+    """A server on this machine shares it with whatever else runs here."""
+    for session in journal.sessions:
+        client = session.environment.get("client", {})
+        load, cores = client.get("load_average"), client.get("cores")
+        if session.environment.get("server_is_on_this_machine") and load and cores and load[0] > cores:
+            return [
+                f"the server is on this machine, whose load was {load[0]:.1f} on {cores} cores when the run began: "
+                "what else ran here slowed it down"
+            ]
+    return []
 
 
 def lag_summary(samples: Sequence[ClientSample]) -> Mapping[str, float | None]:

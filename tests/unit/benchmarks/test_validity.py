@@ -26,9 +26,14 @@ def sample(at: float, **given: Any) -> ClientSample:
     return ClientSample(**{**fields, **given})
 
 
-def session(number: int = 0, *, before: Any = None, after: Any = None, ended: str | None = DONE) -> Session:
+def session(
+    number: int = 0, *, before: Any = None, after: Any = None, ended: str | None = DONE, environment: Any = None
+) -> Session:
     """A session of 100 requests."""
-    return Session(number, {}, before or {}, after or {}, ended, 100)
+    return Session(number, environment or {}, before or {}, after or {}, ended, 100)
+
+
+CROWDED = {"server_is_on_this_machine": True, "client": {"load_average": [6.5, 5.0, 4.0], "cores": 2}}
 
 
 def verdict(
@@ -175,6 +180,12 @@ def test_no_answer_at_all_is_invalid() -> None:
         ([*steady(), failed(100, sent=9.9)], None, "1 of 101 requests failed; they are in no latency"),
         (steady(), [session(), session(1)], "the run was resumed 1 times; the pauses are left out"),
         (steady(), [session(ended="interrupted")], "the run is not complete"),
+        (
+            steady(),
+            [session(environment=CROWDED)],
+            "the server is on this machine, whose load was 6.5 on 2 cores when the run began: what else ran here "
+            "slowed it down",
+        ),
         (
             steady(output_tokens=None),
             None,
