@@ -98,7 +98,7 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._file = path.open("ab", buffering=0)  # nothing is left to fail when it is closed
         self._problem: OSError | None = None
@@ -109,7 +109,8 @@ class RecordFile:
         """Append *record*: a dataclass or JSON. Raises BenchmarkError when the file cannot be written (any more)."""
         if self._problem is not None:
             raise BenchmarkError(f"{self._path}: {self._problem.strerror or self._problem}")
-        self._queue.put(record)
+        # made into bytes here: a thread that did it in batches would hold the interpreter for milliseconds
+        self._queue.put(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
 
     def close(self) -> None:
         """Write what is left. Raises BenchmarkError if something could not be written."""
@@ -125,7 +126,7 @@ class RecordFile:
             is_last = self._ended.wait(self.FLUSH_S)
             lines = []
             while not self._queue.empty():
-                lines.append(orjson.dumps(self._queue.get(), option=orjson.OPT_APPEND_NEWLINE))
+                lines.append(self._queue.get())
             try:
                 unwritten = memoryview(b"".join(lines))
                 while unwritten:

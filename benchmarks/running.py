@@ -55,6 +55,7 @@ from benchmarks.server_state import ServerState
 
 TICK_S = 0.02
 SPARE_FILES = 256
+MOST_CONNECTIONS = 20_000  # to one address there are about 28 000 ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,7 @@ class Run:
         self._driver: Driver | None = None
         self._is_interrupted = False
         self._lags: list[int] = []
+        self._connections = 0
 
     def interrupt(self) -> None:
         """End now; what is written stays."""
@@ -213,7 +215,7 @@ class Run:
         prepared, plan = self._prepared, self._plan
         if not prepared.todo:
             return True
-        allow_many_files()
+        self._check_files(allow_many_files() - SPARE_FILES)
         pool = ConnectionPool(self._address, tls=self._tls)
         server = ServerState(self._address, plan.model, self._headers, plan.metrics_url, self._tls)
         rows = RecordFile(prepared.folder / REQUESTS)
@@ -231,7 +233,7 @@ class Run:
             driver = self._drive(MEASURED, pool, rows)
             how = INTERRUPTED
             try:
-                await self._measured(driver, server, journal)
+                await self._measured(driver, server if before["servers"] else None, journal)
                 how = INTERRUPTED if self._was_interrupted() else DONE
             finally:
                 after = await server.state() if how == DONE else {}
@@ -242,6 +244,19 @@ class Run:
             await server.close()
             rows.close()
             journal.close()
+
+    def _check_files(self, connections: int) -> None:
+        wanted = self._plan.concurrency or self._plan.max_in_flight
+        if wanted > connections:
+            raise BenchmarkError(
+                f"{wanted} requests at once need as many open files, and this process may have {connections}; raise the "
+                "limit (ulimit -n) or ask for fewer"
+            )
+        self._connections = min(connections, MOST_CONNECTIONS)
+
+    def _most_at_once(self) -> int:
+        """What may be under way; never more than this client can hold open."""
+        return self._plan.concurrency or self._plan.max_in_flight or self._connections
 
     def _drive(self, phase: str, pool: ConnectionPool, rows: RecordFile) -> Driver:
         prepared, plan = self._prepared, self._plan
@@ -254,7 +269,7 @@ class Run:
             session=prepared.session,
             max_tokens=plan.output_tokens,
             times=prepared.times if is_measured else None,
-            concurrency=(plan.concurrency or plan.max_in_flight) if is_measured else (plan.concurrency or 4),
+            concurrency=self._most_at_once() if is_measured else (plan.concurrency or 4),
             ramp_s=plan.ramp_s if is_measured else 0.0,
             think_s=plan.think_s,
             keeps_text=plan.keep_text,
@@ -285,7 +300,7 @@ class Run:
         if failures and len(failures) == driver.counts.ended:
             raise BenchmarkError(f"the server answers nothing: {failures[0].error_text}")
 
-    async def _measured(self, driver: Driver, server: ServerState, journal: RecordFile) -> None:
+    async def _measured(self, driver: Driver, server: ServerState | None, journal: RecordFile) -> None:
         gc.collect()
         gc.freeze()  # what was prepared stays; a full collection would stop the clock for everything on the way
         tasks: list[asyncio.Task[None]] = []
@@ -312,9 +327,9 @@ class Run:
             await asyncio.sleep(TICK_S)
             self._lags.append(max(0, round((time.perf_counter() - due) * 1e6)))
 
-    async def _sample(self, driver: Driver, server: ServerState, journal: RecordFile) -> None:
+    async def _sample(self, driver: Driver, server: ServerState | None, journal: RecordFile) -> None:
         while True:
-            self._note(driver, journal, await server.servers())
+            self._note(driver, journal, await server.servers() if server is not None else {})
             await asyncio.sleep(self._plan.sample_s)
 
     def _note(self, driver: Driver, journal: RecordFile, servers: Mapping[str, Any]) -> None:

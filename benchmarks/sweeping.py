@@ -1,4 +1,4 @@
-"""A sweep: the same prompts at one rate after the other, until the server takes no more.
+"""A sweep: prompts of one kind at one rate after the other, until the server takes no more.
 
 Rates double from one that a single client's own pace allows, until a step is saturated; then the gap between the last
 that was not and the first that was is halved, twice, because the interesting part of the curve is there. Each step is
@@ -22,8 +22,8 @@ HALVINGS = 2
 
 
 def step_plan(plan: Plan, rate: float) -> Plan:
-    """The run at one *rate* of the sweep *plan*."""
-    return dataclasses.replace(plan, sweep=False, rates=(), rate=rate)
+    """The run at one *rate* of the sweep *plan*. Its prompts are its own: what was asked before may be cached."""
+    return dataclasses.replace(plan, sweep=False, rates=(), rate=rate, seed=plan.seed + round(rate * 1000))
 
 
 def pace_plan(plan: Plan) -> Plan:

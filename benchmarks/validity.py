@@ -18,6 +18,7 @@ LEAST_ACHIEVED = 0.98
 MOST_CPU = 0.80
 CPU_WINDOW_S = 5.0
 MOST_MISCOUNTED = 0.01
+MOST_CACHED = 0.1
 LEAST_FOREIGN_SAMPLES = 2
 FOREIGN_PART = 0.05
 
@@ -221,6 +222,12 @@ def _warnings(numbers: Numbers, journal: Journal) -> list[str]:
     if numbers.tokens_per_chunk is not None and not numbers.is_one_token_per_chunk:
         found.append(
             f"{numbers.tokens_per_chunk:.2f} tokens per chunk: gaps between chunks are not inter-token latencies"
+        )
+    if numbers.cached_tokens and numbers.cached_tokens > MOST_CACHED * numbers.prompt_tokens:
+        cached = numbers.cached_tokens / numbers.prompt_tokens
+        found.append(
+            f"{cached:.0%} of the prompts' tokens came from the server's prefix cache: it has seen them before; "
+            "another --seed makes others"
         )
     if len(journal.sessions) > 1:
         found.append(f"the run was resumed {len(journal.sessions) - 1} times; the pauses are left out")

@@ -92,7 +92,7 @@ class Driver:
         self._is_stopped = False
         self._timers: set[asyncio.TimerHandle] = set()
         self._loop: asyncio.AbstractEventLoop
-        self._over: asyncio.Future[None]
+        self._over: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Send everything, and return when all of it has ended or `stop` was called. Raises what *record* raises.
@@ -103,7 +103,7 @@ class Driver:
         self._over = self._loop.create_future()
         self.origin = self.clock()
         self._unfinished = len(self.load.todo)
-        if not self._unfinished:
+        if not self._unfinished or self._is_stopped:
             return
         if self.load.times is None:
             self._begin_closed()
@@ -243,7 +243,7 @@ class Driver:
             self._pump()
 
     def _end(self, problem: BaseException | None) -> None:
-        if not self._over.done():
+        if self._over is not None and not self._over.done():
             if problem is None:
                 self._over.set_result(None)
             else:

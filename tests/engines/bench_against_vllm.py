@@ -32,6 +32,15 @@ from tests.gateways import UNIGATE
 COMPARED = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms", "mean_itl_ms", "mean_e2el_ms")
 HELD = COMPARED[:3]
 MOST_APART = 0.03
+# The CPU build of the test environment is a distribution of another name, which the command `vllm` does not survive.
+SERVE = """
+import sys
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args(sys.argv[1:]))
+"""
 TIMED = ("--ttft", "0.1", "--tpot", "0.02")
 
 
@@ -59,14 +68,12 @@ def served(given: argparse.Namespace) -> Iterator[str]:
             process.terminate()
 
 
-def write_prompts(folder: Path, given: argparse.Namespace) -> tuple[Path, Path]:
-    """The same prompts twice: a line each for us, JSON lines for vLLM."""
+def write_prompts(path: Path, given: argparse.Namespace) -> None:
+    """Prompts of one length in ShareGPT's form, which both read."""
     lengths = [Lengths(given.input_tokens, given.output_tokens)] * given.num_prompts
     texts = [as_text(one.turns[0]).strip() for one in synthetic(lengths, load_tokenizer(given.tokenizer), seed=1)]
-    ours, theirs = folder / "prompts.txt", folder / "prompts.jsonl"
-    ours.write_text("".join(f"{text}\n" for text in texts))
-    theirs.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-    return ours, theirs
+    said = [[{"from": "human", "value": text}, {"from": "gpt", "value": text}] for text in texts]
+    path.write_text(json.dumps([{"conversations": turns} for turns in said]))
 
 
 def measure_ours(url: str, given: argparse.Namespace, prompts: Path, case: Case, out: Path) -> dict[str, Any]:
@@ -83,16 +90,19 @@ def measure_ours(url: str, given: argparse.Namespace, prompts: Path, case: Case,
 
 def measure_theirs(url: str, given: argparse.Namespace, prompts: Path, case: Case, out: Path) -> dict[str, Any]:
     """One run of vLLM's; its result."""
-    vllm = Path(given.vllm) if given.vllm else vllm_python().with_name("vllm")
+    python = given.vllm_python or str(vllm_python())
     command = [
-        str(vllm), "bench", "serve", "--backend", "openai", "--base-url", url.removesuffix("/v1"),
-        "--model", given.model, "--tokenizer", given.tokenizer, "--dataset-name", "custom",
-        "--dataset-path", str(prompts), "--skip-chat-template", "--custom-output-len", str(given.output_tokens),
+        python, "-c", SERVE, "--backend", "openai", "--base-url", url.removesuffix("/v1"),
+        "--model", given.model, "--tokenizer", given.tokenizer, "--dataset-name", "sharegpt",
+        "--dataset-path", str(prompts), "--sharegpt-output-len", str(given.output_tokens),
         "--num-prompts", str(given.num_prompts), "--ignore-eos", "--temperature", "0", "--num-warmups", "8",
         "--percentile-metrics", "ttft,tpot,itl,e2el", *case.theirs, "--save-result",
         "--result-dir", str(out.parent), "--result-filename", out.name,
     ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environ)
+    if done.returncode:
+        raise SystemExit(f"vllm bench serve ended with {done.returncode}: {done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(out.read_text())
     return result
 
@@ -104,12 +114,13 @@ def mean(results: list[dict[str, Any]], key: str) -> float:
 
 def compare(url: str, given: argparse.Namespace, folder: Path, case: Case) -> bool:
     """Print what both measured in *case*; whether they agree."""
-    ours_file, theirs_file = write_prompts(folder, given)
+    prompts = folder / "prompts.json"
+    write_prompts(prompts, given)
     ours, theirs = [], []
     for number in range(given.rounds):
         name = f"{case.name}-{number}"
-        ours.append(measure_ours(url, given, ours_file, case, folder / f"ours-{name}"))
-        theirs.append(measure_theirs(url, given, theirs_file, case, folder / f"theirs-{name}.json"))
+        ours.append(measure_ours(url, given, prompts, case, folder / f"ours-{name}"))
+        theirs.append(measure_theirs(url, given, prompts, case, folder / f"theirs-{name}.json"))
     agree = True
     invalid = [reason for result in ours for reason in result["validity"]["reasons"]]
     print(f"\n{case.name}, {given.rounds} rounds in turns, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
@@ -130,7 +141,7 @@ def main() -> int:
     parser.add_argument("--timed-server", action="store_true")
     parser.add_argument("--model", default="timed")
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--vllm", default="", help="the vllm command; default that of the test environment")
+    parser.add_argument("--vllm-python", default="", help="Python of a vLLM; default that of the test environment")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-prompts", type=int, default=100)
     parser.add_argument("--input-tokens", type=int, default=64)

@@ -190,6 +190,14 @@ async def test_stopping_gives_up_what_is_under_way_without_a_row() -> None:
     assert rows == []
 
 
+async def test_a_load_that_was_stopped_before_it_began_sends_nothing() -> None:
+    """An interruption between preparing and sending is obeyed too."""
+    async with timed_server() as (server, url), driver(url, questions(5), concurrency=2) as (driving, rows):
+        driving.stop()
+        await driving.run()
+    assert (rows, server.started) == ([], 0)
+
+
 async def test_a_row_that_cannot_be_written_ends_the_run() -> None:
     """A full disk is not a number: the run ends with its reason."""
 

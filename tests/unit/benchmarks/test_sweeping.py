@@ -91,4 +91,11 @@ def test_a_sweep_begins_at_half_the_pace_of_one_client() -> None:
     """A server that answers one request in 200 ms is first asked for 2.5 per second."""
     assert first_rate({"mean_e2el_ms": 200.0}) == 2.5
     assert pace_plan(PLAN).concurrency == 1
-    assert (step_plan(PLAN, 3.0).rate, step_plan(PLAN, 3.0).is_sweep) == (3.0, False)
+
+
+def test_every_step_has_prompts_of_its_own() -> None:
+    """What one step asked may be cached by the next: each has another seed, and the same one when it is resumed."""
+    first, second = step_plan(PLAN, 3.0), step_plan(PLAN, 6.0)
+    assert (first.rate, first.is_sweep) == (3.0, False)
+    assert first.seed != second.seed
+    assert first == step_plan(PLAN, 3.0)

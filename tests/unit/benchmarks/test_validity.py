@@ -179,6 +179,12 @@ def test_no_answer_at_all_is_invalid() -> None:
     [
         ([*steady(), failed(100, sent=9.9)], None, "1 of 101 requests failed; they are in no latency"),
         (steady(), [session(), session(1)], "the run was resumed 1 times; the pauses are left out"),
+        (
+            steady(cached_tokens=10),
+            None,
+            "50% of the prompts' tokens came from the server's prefix cache: it has seen them before; another --seed "
+            "makes others",
+        ),
         (steady(), [session(ended="interrupted")], "the run is not complete"),
         (
             steady(),
