@@ -115,6 +115,7 @@ class Start:
         self._tenant = tenant
         self._wish = Wish(backend, engine, adapter)
         self._napping: asyncio.Task[None] | None = None
+        self._is_over = False
         self._run: EngineRun | None = None
         self._verdict: Diagnosis | None = None
         self._stop = asyncio.Event()
@@ -152,21 +153,29 @@ class Start:
 
     def fall_asleep(self) -> None:
         """Send a READY engine to sleep: FellAsleep is told; or Drained, when it cannot, so that it is stopped."""
-        self._nap(self._fall_asleep())
+        self._nap(self._fall_asleep)
 
     def wake(self) -> None:
         """Wake it, as soon as there is room: told like the end of a start."""
         self.phase = "waking up"
-        self._nap(self._wake())
+        self._nap(self._wake)
 
-    def _nap(self, work: Coroutine[Any, Any, None]) -> None:
+    def _nap(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._end_nap()
-        self._napping = asyncio.create_task(work, name=f"nap {self._backend.name}#{self.generation}")
+        if not self._is_over:  # else the news of its end is under way, and there is nothing left to wake
+            self._napping = asyncio.create_task(work(), name=f"nap {self._backend.name}#{self.generation}")
 
     def _end_nap(self) -> None:
         if self._napping is not None:
             self._napping.cancel()
-            self._napping = None
+
+    async def _end(self) -> None:
+        """Give back its room, once nothing of it can ask for any more."""
+        self._is_over = True
+        self._end_nap()
+        if self._napping is not None:
+            await asyncio.wait([self._napping])
+        self._host.room.release(self._backend.name)
 
     async def gone(self) -> None:
         """Until nothing of the run is left."""
@@ -231,8 +240,7 @@ class Start:
                 await asyncio.to_thread(write_run_folder, folder, self.spec.files)
             return await self._spawn_and_wait(self.spec, gate)
         finally:
-            self._end_nap()
-            self._host.room.release(self._backend.name)
+            await self._end()
             gate.leave()
             if self.spec is not None and self.spec.files:
                 remove_run_folder(folder)

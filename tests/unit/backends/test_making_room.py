@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from backends.devices import GIB, LocalDevices, Nvml
+from backends.diagnosis import ExitStatus
 from backends.engines import ADAPTERS
 from backends.fleet import Fleet
 from backends.lease import BackendUnavailable
@@ -185,3 +186,17 @@ async def test_whoever_alternates_every_request_is_answered(tmp_path: Path, seed
         assert sum(status.state in awake for status in made.fleet.statuses()) <= 1
         if seed % 4 != 1:
             assert made.launcher.most_alive == 1
+
+
+async def test_an_engine_that_dies_asleep_as_it_is_wanted(tmp_path: Path) -> None:
+    """A wake asked for in the instant its engine is gone holds no room, and the request is served by a new run."""
+    async with machine(tmp_path, on_demand(tmp_path, "a", **SLEEPY), on_demand(tmp_path, "b"), gpu=FakeGpu()) as made:
+        await made.use("a")
+        await made.use("b")
+        await made.fleet.settled("a", State.SLEEPING)
+        sleeping = made.launcher.runs[0]
+        wanted = asyncio.create_task(made.use("a"))
+        sleeping.end(ExitStatus(code=1))
+        await wanted
+        assert made.fleet.status("a").memory_bytes == 20 * GIB
+        assert made.fleet.status("b").memory_bytes == 0
