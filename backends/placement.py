@@ -349,7 +349,7 @@ def _never(demand: Demand, present: Sequence[int], ground: Ground) -> str:
     pinned = [one for one in _on(fit, fit.others) if one.is_pinned]
     wanted = max(fit.wanted[index], demand.need.least_on_each(len(fit.wanted)))
     each = f" on each of {len(fit.wanted)} GPUs" if len(fit.wanted) > 1 else ""
-    held = f", of which {_names([one.backend for one in pinned])} (pinned) holds {gib(claimed(pinned, index))}"
+    held = f", of which {_names([one.backend for one in pinned])} keeps {gib(claimed(pinned, index))}"
     return f"It needs {gib(wanted)} GiB{each}, and {device} has {gib(device.total_bytes)}{held if pinned else ''}."
 
 

@@ -79,6 +79,8 @@ class Occupancy:
     leases: int
     ready_since: float
     last_used: float
+    is_pinned: bool = False
+    min_residency_s: float = 0.0
 
 
 class Tenant(Protocol):
@@ -304,7 +306,8 @@ class MeasuredRoom:
             if not waiting.is_reckoned:
                 break
             demand = self._demand(waiting, devices)
-            ground = Ground(devices, self._residents(), now, settled, frozenset(reserved))
+            residents = self._residents(waiting.wish.backend.model)
+            ground = Ground(devices, residents, now, settled, frozenset(reserved))
             decision = decide(demand, ground)
             self._act(waiting, demand, decision, devices)
             if isinstance(decision, Wait | MakeRoom):
@@ -374,9 +377,13 @@ class MeasuredRoom:
         for waiting in list(self._queue):
             self._refuse(waiting, Diagnosis("placement_broke", reason, "See the gateway's log."))
 
-    def _residents(self) -> tuple[Resident, ...]:
+    def _residents(self, model: str) -> tuple[Resident, ...]:
+        """Who holds room, as a start of *model* sees them: its own replicas do not make room for one another."""
         waiting = {one.wish.backend.name for one in self._queue}
-        return tuple(_resident(name, held, is_waiting=name in waiting) for name, held in self._held.items())
+        return tuple(
+            _resident(name, held, is_waiting=name in waiting, is_replica=held.wish.backend.model == model)
+            for name, held in self._held.items()
+        )
 
     def _settled(self, devices: Iterable[Device], now: float) -> frozenset[int]:
         """The devices whose free memory has stopped moving."""
@@ -388,11 +395,10 @@ class MeasuredRoom:
         return frozenset(index for index, (_, since) in self._free_since.items() if now - since >= SETTLED_S)
 
 
-def _resident(name: str, held: _Held, *, is_waiting: bool) -> Resident:
+def _resident(name: str, held: _Held, *, is_waiting: bool, is_replica: bool) -> Resident:
     stands = held.tenant.occupancy()
     # One that waits to wake holds what it keeps asleep, and may have to leave that to another.
     waits_asleep = is_waiting and held.asleep is not None
-    backend = held.wish.backend
     can_leave = stands.state in (State.READY, State.SLEEPING) or (waits_asleep and stands.state is State.STARTING)
     asleep = asleep_claims(held.wish, held.claims, ASLEEP_BYTES) if held.asleep is None else None
     return Resident(
@@ -401,10 +407,10 @@ def _resident(name: str, held: _Held, *, is_waiting: bool) -> Resident:
         can_leave,
         is_leaving=not can_leave and (stands.state in LEAVING or stands.state is not State.STARTING),
         is_busy=stands.leases > 0,
-        is_pinned=backend.is_pinned,
+        is_pinned=stands.is_pinned or is_replica,
         ready_since=stands.ready_since,
         last_used=stands.last_used,
-        min_residency_s=backend.min_residency_s,
+        min_residency_s=stands.min_residency_s,
         asleep_claims=asleep,
     )
 

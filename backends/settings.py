@@ -137,10 +137,11 @@ class BackendSettings:
         return self.served_name or self.model
 
 
+ADJUSTABLE = ("on_demand", "idle_unload_s", "readiness", "timing", "is_pinned", "min_residency_s")
+"""What only a backend's supervisor reads, and the room it has."""
+
+
 def is_adjustable(before: BackendSettings, after: BackendSettings) -> bool:
     """Whether a running engine need not be ended for *after*: it differs in what only its supervisor reads."""
-    kept = {name: getattr(before, name) for name in _ADJUSTABLE}
+    kept = {name: getattr(before, name) for name in ADJUSTABLE}
     return replace(after, **kept) == before
-
-
-_ADJUSTABLE = ("on_demand", "idle_unload_s", "readiness", "timing", "is_pinned", "min_residency_s")

@@ -179,7 +179,14 @@ class Supervisor:
 
     def occupancy(self) -> Occupancy:
         """How it stands, for choosing who makes room."""
-        return Occupancy(self._state, self._leases, self._since, self._last_used_at)
+        return Occupancy(
+            self._state,
+            self._leases,
+            self._since,
+            self._last_used_at,
+            self.backend.is_pinned,
+            self.backend.min_residency_s,
+        )
 
     def end_drain(self) -> None:
         """Wait no longer for the leases of a backend that drains."""

@@ -82,7 +82,7 @@ def test_a_pinned_model_is_not_unloaded(tmp_path: Path) -> None:
         answer = ask(gateway, "b")
         assert answer.status_code == 503
         assert answer.headers["x-should-retry"] == "false"
-        assert "of which a (pinned) holds 8.0" in answer.json()["error"]["message"]
+        assert "of which a keeps 8.0" in answer.json()["error"]["message"]
         assert ask(gateway, "a").status_code == 200
         assert gateway.backend("b")["diagnosis"]["code"] == "does_not_fit"
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from backends.lifecycle import State
 from backends.places import Places
 from backends.records import ProcessRecords
 from backends.room import MeasuredRoom
-from backends.settings import BackendSettings
+from backends.settings import BackendSettings, EngineSettings
 from backends.start import Host
 from backends.status import Transition
 from tests.unit.backends.fake_nvml import FakeGpu, FakeNvml
@@ -110,12 +111,37 @@ async def test_a_pinned_model_stays(tmp_path: Path) -> None:
     pinned = on_demand(tmp_path, "a", is_pinned=True)
     async with machine(tmp_path, pinned, on_demand(tmp_path, "b")) as made:
         await made.use("a")
-        with pytest.raises(BackendUnavailable, match=r"of which a \(pinned\) holds 20.0") as refusal:
+        with pytest.raises(BackendUnavailable, match=r"of which a keeps 20\.0") as refusal:
             await made.use("b")
         assert refusal.value.code == "model_failed"
         assert refusal.value.diagnosis is not None
         assert refusal.value.diagnosis.code == "does_not_fit"
         assert made.fleet.status("a").state is State.READY
+
+
+async def test_replicas_do_not_swap_with_each_other(tmp_path: Path) -> None:
+    """A replica for which there is no room beside its like is refused, and the other serves on."""
+    replicas = [on_demand(tmp_path, name, replica_of="m") for name in ("m#1", "m#2")]
+    async with machine(tmp_path, *replicas) as made:
+        await made.fleet.load("m#1")
+        await made.fleet.settled("m#1", State.READY)
+        await made.fleet.load("m#2")
+        await made.fleet.settled("m#2", State.FAILED)
+        diagnosis = made.fleet.status("m#2").diagnosis
+        assert diagnosis is not None
+        assert "of which m#1 keeps 20.0" in diagnosis.reason
+        assert made.events_of("m#1") == ["StartRequested", "BecameReady"]
+
+
+async def test_a_running_engine_is_pinned(tmp_path: Path) -> None:
+    """A reload that pins a running model holds from then on, without a new run."""
+    a, b = on_demand(tmp_path, "a"), on_demand(tmp_path, "b")
+    async with machine(tmp_path, a, b) as made:
+        await made.use("a")
+        await made.fleet.change(replace(a, is_pinned=True), EngineSettings())
+        with pytest.raises(BackendUnavailable, match=r"of which a keeps 20\.0"):
+            await made.use("b")
+        assert len(made.launcher.runs) == 1
 
 
 async def test_startup_models_that_do_not_fit_take_turns(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_gpus_that_are_not_there() -> None:
 
 def test_pinned_residents_are_never_asked() -> None:
     """What does not fit beside a pinned backend is refused, and the pinned one named."""
-    reason = "It needs 20.0 GiB, and this machine has 24.0, of which a (pinned) holds 20.0."
+    reason = "It needs 20.0 GiB, and this machine has 24.0, of which a keeps 20.0."
     assert ask(resident(is_pinned=True)) == Impossible(reason)
 
 

@@ -31,9 +31,10 @@ class FakeTenant:
         self.leases = 0
         self.since = -1000.0
         self.asked: list[bool] = []
+        self.min_residency_s = 0.0
 
     def occupancy(self) -> Occupancy:
-        return Occupancy(self.state, self.leases, self.since, self.since)
+        return Occupancy(self.state, self.leases, self.since, self.since, min_residency_s=self.min_residency_s)
 
     def request_yield(self, *, sleep: bool) -> None:
         self.asked.append(sleep)
@@ -151,7 +152,8 @@ async def test_first_come_first_served() -> None:
 async def test_a_residency_is_waited_out() -> None:
     """A backend just READY is left alone until its residency is over, then asked without anything else happening."""
     async with ground() as made:
-        first = made.ask("a", min_residency_s=0.05)
+        first = made.ask("a")
+        first.tenant.min_residency_s = 0.05
         await first.granted()
         first.tenant.since = asyncio.get_running_loop().time()
         second = made.ask("b")
