@@ -214,7 +214,7 @@ def test_an_adapter_is_served_by_its_base(gateway: Gateway) -> None:
     """
     answers_paris(gateway, TUNE)
     address = gateway.backend(PYTORCH)["address"]
-    listed = httpx.get(f"http://{address}/v1/models", trust_env=False).json()["data"]
+    listed = httpx.get(f"{address}/v1/models", trust_env=False).json()["data"]
     assert {entry["id"] for entry in listed} == {PYTORCH, TUNE}
     shown = {entry["id"]: entry for entry in gateway.ask("GET", "/v1/models").json()["data"]}
     assert shown[TUNE]["parent"] == PYTORCH
@@ -225,7 +225,7 @@ def test_it_sleeps_and_wakes(gateway: Gateway, name: str) -> None:
     """The adapter's calls put it to sleep, where it answers nothing, and wake it, where it answers again."""
     sleep = LmDeploy().sleep(replace(BACKEND, options={"sleep": True}))
     assert sleep is not None
-    with httpx.Client(base_url=f"http://{gateway.backend(name)['address']}", trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=gateway.backend(name)["address"], trust_env=False, timeout=30) as client:
 
         def is_sleeping() -> bool:
             said: bool = client.request(sleep.is_sleeping.method, sleep.is_sleeping.target).json()["is_sleeping"]
