@@ -47,8 +47,10 @@ class Clocks:
 class Engine:
     """One row. *command* and *model* are as the configuration has them; *model* gets the row's folder.
 
-    *busy* says how much the backend of a model does: 0 when it is idle. *child* is the name of the process of an engine
-    that is not its main one and without which it cannot answer; *child_args* makes the model have it.
+    *busy* says how much the backend of a model does: 0 when it is idle. *child* is part of the name or command line of
+    the process of an engine that is not its main one and without which it cannot answer; *child_args* makes the model
+    have it. *daemon* is the backend whose process the engine is, where that is not the model's own; *section* are
+    further keys of its configuration. *asks* are parameters of requests that are to go on.
     """
 
     key: str
@@ -59,6 +61,9 @@ class Engine:
     version: Callable[[], str]
     busy: Callable[[Gateway, str], float]
     clocks: Clocks
+    daemon: str = ""
+    asks: Mapping[str, Any] = field(default_factory=lambda: {"ignore_eos": True})
+    section: Callable[[Path], dict[str, Any]] = lambda folder: {}
     child: str = ""
     child_args: Mapping[str, Any] = field(default_factory=dict)
     no_child: str = ""

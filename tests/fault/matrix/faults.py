@@ -194,7 +194,7 @@ def disk_full(stage: Stage) -> Outcome | Absent:
 def kill_engine(stage: Stage) -> Outcome:
     """SIGKILL to the engine's main process, right behind its last log line."""
     client = stage.streaming()
-    pid = stage.until_ready()["pid"]
+    pid = stage.until_process("ready")["pid"]
     stage.say(200)
     os.kill(pid, signal.SIGKILL)
     since = time.monotonic()
@@ -211,7 +211,7 @@ def kill_child(stage: Stage) -> Outcome | Absent:
     if not stage.engine.child:
         return Absent("has no child: " + stage.engine.no_child)
     if stage.child_model != stage.model:
-        stage.stop_backend()
+        stage.stop_backend(stage.model)
     client = stage.streaming(model=stage.child_model)
     stage.say(200)
     os.kill(stage.child(), signal.SIGKILL)
@@ -228,7 +228,7 @@ def kill_child(stage: Stage) -> Outcome | Absent:
 def stop_engine(stage: Stage) -> Outcome:
     """The engine's main process stands still, and every byte it owes with it."""
     client = stage.streaming()
-    os.kill(stage.until_ready()["pid"], signal.SIGSTOP)
+    os.kill(stage.until_process("ready")["pid"], signal.SIGSTOP)
     since = time.monotonic()
     return stage.outcome(client.story(), stage.recovery(since))
 
@@ -238,10 +238,10 @@ def three_crashes(stage: Stage) -> Outcome:
     """The engine is killed, and its next two starts end early; the third is good."""
     client = stage.streaming()
     stage.fail_starts("exit", "exit")
-    os.kill(stage.until_ready()["pid"], signal.SIGKILL)
+    os.kill(stage.until_process("ready")["pid"], signal.SIGKILL)
     since = time.monotonic()
     story = client.story()
-    stage.gateway.until_state(stage.model, "backoff", "starting", within_s=stage.engine.clocks.patience_s)
+    stage.until_process("backoff", "starting")
     meanwhile = stage.ask(4)
     recovery = stage.recovery(since)
     return stage.outcome(f"{story}; meanwhile {meanwhile.story()}", recovery)
@@ -250,11 +250,10 @@ def three_crashes(stage: Stage) -> Outcome:
 @fault("engine exits during start", "who waits for the start is served by the next one", WHOLE_ONLY)
 def exits_during_start(stage: Stage) -> Outcome:
     """Exit code 3 behind the first line of a cold start."""
-    stage.stop_backend()
+    stage.stop_backend(stage.process)
     stage.fail_starts("exit")
     client, since = stage.ask(4), time.monotonic()
-    gateway = stage.gateway
-    backend = gateway.until_state(stage.model, "backoff", "ready", within_s=stage.engine.clocks.patience_s)
+    backend = stage.until_process("backoff", "ready")
     reason = (backend["diagnosis"] or {}).get("reason", "")
     assert backend["state"] == "ready" or "exit code 3" in reason, backend
     return stage.outcome(client.story(), stage.recovery(since))
@@ -263,11 +262,11 @@ def exits_during_start(stage: Stage) -> Outcome:
 @fault("start stalls", "who waits for the start is served by the next one", WHOLE_ONLY)
 def start_stalls(stage: Stage) -> Outcome:
     """The engine stands still as soon as it has begun: no line, nothing read, until start_stall_timeout_s."""
-    stage.stop_backend()
+    stage.stop_backend(stage.process)
     stage.fail_starts("stall")
     client, since = stage.ask(4), time.monotonic()
     recovery = stage.recovery(since)
-    assert stage.until_ready()["restarts"] >= 1
+    assert stage.until_process("ready")["restarts"] >= 1
     return stage.outcome(client.story(), recovery)
 
 
@@ -313,6 +312,6 @@ def port_taken(stage: Stage) -> Outcome:
     """A stranger listens at the port before the engine does."""
     stage.fail_starts("port")
     client, since = stage.ask(4), time.monotonic()
-    backend = stage.gateway.until_state(stage.model, "backoff", within_s=stage.engine.clocks.patience_s)
+    backend = stage.until_process("backoff")
     assert backend["diagnosis"]["code"] == "port_in_use", backend
     return stage.outcome(client.story(), stage.recovery(since))

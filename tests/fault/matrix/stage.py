@@ -22,7 +22,7 @@ from tests.fault.matrix.engines import Engine
 from tests.fault.wire import CONTROL, LINE, STARTS
 from tests.gateways import Gateway, processes_of, start_gateway, until
 
-PROMPT: list[Any] = [{"role": "user", "content": "Tell me a very long story about a river."}]
+PROMPT: list[Any] = [{"role": "user", "content": "Tell me a very long story about a river, and never stop."}]
 ENDLESS = 1500
 """Tokens of a stream that is to be there when its fault comes: it ends by that, or by its client."""
 GAUGES = ("unigate_requests_in_flight", "unigate_leases", "unigate_queue_depth")
@@ -38,8 +38,9 @@ class Stage:
 
     def __init__(self, engine: Engine, folder: Path, *, on_port: bool = False) -> None:
         self.engine = engine
-        self.model = engine.key
-        self.child_model = f"{engine.key}-child" if engine.child_args else engine.key
+        self.model = f"smol-{engine.key}"
+        self.child_model = f"{self.model}-child" if engine.child_args else self.model
+        self.process = engine.daemon or self.model
         self.folder = folder
         self.logs = folder / "state" / "logs"
         self.has_log_disk = False
@@ -66,7 +67,9 @@ class Stage:
             args = {**own.get("args", {}), **self.engine.child_args}
             models[self.child_model] = {**self._common(), **own, "args": args}
         wire = [sys.executable, "-m", "tests.fault.wire", str(self._control), "--"]
-        section = {"command": [*wire, *self.engine.command()], **({"socket": "tcp"} if self._on_port else {})}
+        section = {"command": [*wire, *self.engine.command()], **self.engine.section(self.folder)}
+        if self._on_port:
+            section["socket"] = "tcp"
         clocks = self.engine.clocks
         settings = {
             "timeouts": {"first_byte_s": clocks.first_byte_s, "idle_s": clocks.idle_s, "send_s": SEND_S},
@@ -106,7 +109,7 @@ class Stage:
     def body(self, tokens: int = ENDLESS, *, stream: bool = True, model: str | None = None) -> dict[str, Any]:
         """A chat request for *tokens* tokens, no fewer."""
         asked = {"model": model or self.model, "messages": PROMPT, "max_tokens": tokens, "stream": stream}
-        return {**asked, "temperature": 0, "ignore_eos": True}
+        return {**asked, "temperature": 0, **self.engine.asks}
 
     def ask(self, tokens: int = ENDLESS, *, stream: bool = True, model: str | None = None) -> Asking:
         """A client that has asked."""
@@ -128,24 +131,24 @@ class Stage:
             time.sleep(0.1)
         return Recovery(time.monotonic() - since, refused)
 
-    def until_ready(self, model: str | None = None) -> dict[str, Any]:
-        """Wait until the backend is READY; how it stands."""
-        return self.gateway.until_state(model or self.model, "ready", within_s=self.engine.clocks.patience_s)
+    def until_process(self, *states: str) -> dict[str, Any]:
+        """Wait until the backend whose process the engine is stands so; how it stands."""
+        return self.gateway.until_state(self.process, *states, within_s=self.engine.clocks.patience_s)
 
-    def stop_backend(self, model: str | None = None) -> None:
-        """Have the backend STOPPED."""
-        name = model or self.model
+    def stop_backend(self, name: str) -> None:
+        """Have a backend STOPPED."""
         self.gateway.ask("POST", f"/admin/backends/{name}/unload")
         self.gateway.until_state(name, "stopped", within_s=self.engine.clocks.patience_s)
 
     def child(self) -> int:
         """The pid of the engine's child without which it cannot answer."""
+        process = self.engine.daemon or self.child_model
         for pid, marker in self.gateway.processes().items():
             with contextlib.suppress(OSError):
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-                if marker.startswith(f"{self.child_model}:") and name == self.engine.child:
+                words = Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text()
+                if marker.startswith(f"{process}:") and self.engine.child in words:
                     return pid
-        raise AssertionError(f"no process {self.engine.child} of {self.child_model}")
+        raise AssertionError(f"no process {self.engine.child} of {process}")
 
     # the wire
 
@@ -200,25 +203,29 @@ class Stage:
         if self.gateway.process.poll() is not None:
             return earlier + len(now)
         del now[self.gateway.process.pid]
-        mains = [self.gateway.backend(model)["pid"] for model in {self.model, self.child_model}]
+        mains = [self.gateway.backend(name)["pid"] for name in self._processes()]
         present = {now[pid] for pid in mains if pid in now}
         return earlier + sum(marker not in present for marker in now.values())
 
     def logged_lines(self) -> set[int]:
         """The numbers of the lines that the log files hold."""
-        return {number for model in {self.model, self.child_model} for number in self._lines_of(model)}
+        return {number for name in self._processes() for number in self._lines_of(name)}
 
     def lost_lines(self) -> int:
         """How many of the lines said are not in a log file, or not in their order."""
         in_order = 0
-        for model in {self.model, self.child_model}:
-            found = self._lines_of(model)
+        for process in self._processes():
+            found = self._lines_of(process)
             in_order += sum(after > before for before, after in zip([0, *found], found, strict=False))
         return self.said - in_order
 
-    def _lines_of(self, model: str) -> list[int]:
+    def _processes(self) -> set[str]:
+        """The backends that have processes."""
+        return {self.engine.daemon} if self.engine.daemon else {self.model, self.child_model}
+
+    def _lines_of(self, process: str) -> list[int]:
         """The numbered lines of a backend's log over all its files, the oldest first."""
-        name = f"{quote(model, safe=' ')}.log"
+        name = f"{quote(process, safe=' ')}.log"
         rotated = sorted(self.logs.glob(f"{name}.*"), key=lambda file: -int(file.suffix[1:]))
         files = [file for file in (*rotated, self.logs / name) if file.exists()]
         return [int(number) for file in files for number in _LINE.findall(file.read_text())]
