@@ -249,8 +249,8 @@ class Run:
         wanted = self._plan.concurrency or self._plan.max_in_flight
         if wanted > connections:
             raise BenchmarkError(
-                f"{wanted} requests at once need as many open files, and this process may have {connections}; raise the "
-                "limit (ulimit -n) or ask for fewer"
+                f"{wanted} requests at once need as many open files, and this process may have {connections};"
+                " raise the limit (ulimit -n) or ask for fewer"
             )
         self._connections = min(connections, MOST_CONNECTIONS)
 

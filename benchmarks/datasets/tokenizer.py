@@ -127,10 +127,8 @@ def load_tokenizer(place: str) -> Tokenizer:
         raise BenchmarkError(
             f"--tokenizer {place}: {path}: {problem.strerror or problem}; name a model's folder or its {FILE}"
         ) from problem
-    try:
-        from tokenizers import Tokenizer as Library  # an extra: only who names a tokenizer needs it
-    except ImportError as problem:
-        raise BenchmarkError("--tokenizer: needs the package tokenizers; pip install 'unigate[bench]'") from problem
+    from tokenizers import Tokenizer as Library  # 60 ms that only who names a tokenizer pays
+
     try:
         library = Library.from_str(content.decode("utf-8"))
     except Exception as problem:  # the library raises Exception itself
