@@ -1,4 +1,4 @@
-"""Counting tokens as the model does, with the ``tokenizers`` package: part of the ``bench`` extra."""
+"""Counting tokens as the model does, with the ``tokenizers`` package."""
 
 from __future__ import annotations
 
