@@ -16,7 +16,7 @@ from pathlib import Path
 from backends.adapter import Adapter
 from backends.choosing import Replica, choose, to_wake
 from backends.lease import BackendUnavailable, Lease
-from backends.lifecycle import State
+from backends.lifecycle import RESTING, State
 from backends.logs import BackendLog, file_name
 from backends.records import Reaped, reap
 from backends.settings import BackendSettings, EngineSettings
@@ -233,12 +233,12 @@ class Fleet:
             supervisor.allow_waiting(limit)
 
     async def brought_up(self, name: str) -> State:
-        """The state a backend comes to rest in: READY, or FAILED, or BACKOFF, or STOPPED where nobody starts it.
+        """The state a backend comes to rest in: READY, or FAILED, or BACKOFF, or STOPPED or asleep where nobody starts it.
 
         To be asked when what it was told to do has been taken, as `add`, `change` and `load` see to. Raises KeyError.
         """
         supervisor = self._supervisors[name]
-        at_rest = (State.READY, State.FAILED, State.BACKOFF, State.STOPPED)
+        at_rest = (State.READY, State.FAILED, State.BACKOFF, *RESTING)
         await supervisor.settled(*at_rest)
         # It may only have passed through on its way to a start that was asked for.
         while supervisor.state not in at_rest:
