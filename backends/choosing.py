@@ -24,13 +24,13 @@ _READINESS = {
     State.READY: 0,
     State.STARTING: 1,
     State.SLEEPING: 2,
-    State.STOPPED: 2,
-    State.YIELDING: 3,
-    State.DRAINING: 3,
-    State.STOPPING: 3,
-    State.RECYCLING: 4,
-    State.BACKOFF: 4,
-    State.FAILED: 5,
+    State.STOPPED: 3,
+    State.YIELDING: 4,
+    State.DRAINING: 4,
+    State.STOPPING: 4,
+    State.RECYCLING: 5,
+    State.BACKOFF: 5,
+    State.FAILED: 6,
 }
 """How soon a replica may answer: one that is starting before one that is yet to start, before one that is ending."""
 
@@ -77,4 +77,5 @@ def to_wake(replicas: Sequence[Replica]) -> str | None:
     is_starting = any(replica.state is State.STARTING for replica in replicas)
     if not ready or is_starting or any(replica.outstanding == 0 for replica in ready):
         return None
-    return next((replica.name for replica in replicas if replica.state in RESTING), None)
+    resting = sorted(replicas, key=lambda replica: _READINESS[replica.state])
+    return next((replica.name for replica in resting if replica.state in RESTING), None)

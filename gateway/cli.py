@@ -269,7 +269,7 @@ def reload(
         console.stdout().print_json(json.dumps(report))
     else:
         console.stdout().print(console.reload_text(report))
-    if wait > 0 and (not report["is_complete"] or set(report["states"].values()) - {"ready", "stopped"}):
+    if wait > 0 and (not report["is_complete"] or set(report["states"].values()) - {"ready", "stopped", "sleeping"}):
         raise typer.Exit(PROBLEMS)
 
 

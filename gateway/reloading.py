@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.fleet import Fleet
-from backends.lifecycle import State
+from backends.lifecycle import RESTING, State
 from backends.settings import BackendSettings
 from gateway.checking import static_findings
 from gateway.config import Config, GatewaySettings
@@ -189,7 +189,7 @@ class Reloading:
         states = {status.name: status.state for status in self._fleet.statuses()}
         touched = [*plan.backends("restarted"), *plan.backends("added")]
         is_rolling = any(not roll.done() for roll in self._rolls)
-        on_the_way = [name for name in touched if states.get(name) not in (State.READY, State.STOPPED)]
+        on_the_way = [name for name in touched if states.get(name) not in (State.READY, *RESTING)]
         leaving = [name for name in plan.backends("removed") if name in states and name not in touched]
         return {
             **{what: plan.backends(what) for what in SHOWN},

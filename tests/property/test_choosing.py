@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.choosing import Replica, choose, share, to_wake
-from backends.lifecycle import RESTING, State
+from backends.lifecycle import State
 
 LOADS = st.lists(st.integers(0, 40), min_size=1, max_size=16)
 AFFINITIES = st.none() | st.binary(max_size=64)
@@ -87,10 +87,11 @@ def test_it_takes_about_its_share(count: int) -> None:
 
 @given(STATES)
 def test_only_a_resting_one_is_woken_and_only_when_all_are_busy(states: list[tuple[State, int]]) -> None:
-    """A replica is woken when it is stopped or asleep, every READY one has a request, and no other is starting."""
+    """A replica is woken when it rests, every READY one has a request, and no other is starting: a sleeper first."""
     replicas = [Replica(f"m#{number}", state, load) for number, (state, load) in enumerate(states)]
     woken = to_wake(replicas)
     loads = [replica.outstanding for replica in replicas if replica.state is State.READY]
-    resting = [replica.name for replica in replicas if replica.state in RESTING]
+    resting = [replica.name for replica in replicas if replica.state is State.SLEEPING]
+    resting += [replica.name for replica in replicas if replica.state is State.STOPPED]
     is_due = bool(loads) and min(loads) > 0 and bool(resting) and State.STARTING not in {one.state for one in replicas}
     assert woken == (resting[0] if is_due else None)
