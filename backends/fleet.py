@@ -233,7 +233,7 @@ class Fleet:
             supervisor.allow_waiting(limit)
 
     async def brought_up(self, name: str) -> State:
-        """The state a backend comes to rest in: READY, or FAILED, or BACKOFF, or STOPPED or asleep where nobody starts it.
+        """The state a backend comes to rest in: READY, FAILED, BACKOFF, or STOPPED or asleep where nobody starts it.
 
         To be asked when what it was told to do has been taken, as `add`, `change` and `load` see to. Raises KeyError.
         """
