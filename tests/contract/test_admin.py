@@ -76,7 +76,7 @@ def test_load_of_a_model_that_fails(steered: Gateway) -> None:
     done = steered.command("load", "failed", "--wait", "20", environ={"COLUMNS": "400"})
     assert done.returncode == 1
     assert " failed " in done.stdout
-    assert "The GPU ran out of memory. Lower args.gpu-memory-utilization" in done.stdout
+    assert "The GPU ran out of memory. Lower options.gpu_memory_utilization" in done.stdout
 
 
 def test_unload_of_a_model_that_starts(steered: Gateway) -> None:

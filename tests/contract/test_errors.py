@@ -183,11 +183,11 @@ def test_a_failed_model_is_refused_at_once_and_not_asked_again(gateway: Gateway)
     assert found["code"] == "model_failed"
     assert found["diagnosis"] == {
         "code": "bad_option",
-        "reason": "vLLM refused its command line: unrecognized arguments: --no-such-option.",
-        "advice": "Correct the model's args.",
+        "reason": "The engine refused its command line: unrecognized arguments: --no-such-option.",
+        "advice": "Correct the model's args or options.",
         "permanent": True,
     }
-    assert found["message"] == f"failed has failed: {found['diagnosis']['reason']} Correct the model's args."
+    assert found["message"] == f"failed has failed: {found['diagnosis']['reason']} Correct the model's args or options."
     until(lambda: gateway.metric("unigate_requests_total", model="failed", code="503") == before + 1)
 
 

@@ -256,7 +256,7 @@ async def test_a_known_reason_is_final_at_once(tmp_path: Path, name: str) -> Non
         diagnosis = fleet.status(name).diagnosis
         assert diagnosis is not None
         assert diagnosis.code == "gpu_out_of_memory"
-        assert "gpu-memory-utilization" in diagnosis.advice
+        assert "gpu_memory_utilization" in diagnosis.advice
 
 
 async def test_a_port_taken_meanwhile_is_tried_again(tmp_path: Path, name: str) -> None:
