@@ -191,10 +191,13 @@ class Stage:
         return Outcome(client, recovery, orphans, leaked, lost, is_loss_told)
 
     def leaked_leases(self) -> int:
-        """What the gateway counts as being under way."""
-        backends = self.gateway.ask("GET", "/admin/backends").json()
-        shown = sum(backend["leases"] + backend["waiting"] for backend in backends)
-        return int(sum(self.gateway.metric(gauge) for gauge in GAUGES)) + int(shown)
+        """What the gateway counts as being under way, though nobody is served."""
+        backends = {row["name"]: row for row in self.gateway.ask("GET", "/admin/backends").json()}
+        models = {self.model, self.child_model}
+        # each model that is there has a lease on its daemon, and is to have it
+        due = sum(backends[model]["state"] == "ready" for model in models) if self.engine.daemon else 0
+        shown = sum(row["leases"] + row["waiting"] for row in backends.values()) - due
+        return int(shown + sum(self.gateway.metric(gauge, model=model) for gauge in GAUGES for model in models))
 
     def orphans(self) -> int:
         """Processes of an earlier gateway, or in this one of no backend's present run."""
