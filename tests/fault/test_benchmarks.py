@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import selftest
 from benchmarks.journal import read_journal
 from benchmarks.measures import on_one_axis
 from benchmarks.records import MEASURED, Row, read_rows
@@ -268,6 +269,20 @@ def test_a_command_that_cannot_be_used_is_told(tmp_path: Path, options: tuple[st
     assert problem in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_this_clients_own_limits_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`benchmarks.selftest` drives small answers and streams, and knows the true time to the first token."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(selftest, "RATES", (100,))
+    monkeypatch.setattr(selftest, "STREAMS", (20,))
+    monkeypatch.setattr(selftest, "SECONDS", 0.5)
+    small, streams = selftest.steps()
+    assert (small.failed, streams.failed) == (0, 0)
+    assert small.per_second == pytest.approx(100, rel=0.1)
+    assert streams.most_at_once == 20
+    assert streams.first_s is not None
+    assert 0.5 <= streams.first_s[0] < 0.6
 
 
 def test_a_certificate_is_checked(tmp_path: Path) -> None:
