@@ -1,4 +1,4 @@
-"""Counting tokens as the model does, with the ``tokenizers`` package."""
+"""Counting tokens as the model does."""
 
 from __future__ import annotations
 
