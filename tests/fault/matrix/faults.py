@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests.fault.matrix.cells import Absent, Fault, Outcome
+from tests.fault.matrix.cells import Absent, Fault, Outcome, Recovery
 from tests.fault.matrix.clients import CHAT, WHOLE, visiting
 from tests.fault.matrix.stage import SEND_S, SETTLED_S, Stage
 from tests.gateways import until
@@ -153,6 +153,35 @@ def never_answers(stage: Stage) -> Outcome:
     until(lambda: not stage.order()["armed"], what="the request has reached the wire")
     recovery = stage.recovery(since)
     return stage.outcome(client.story(), recovery)
+
+
+# --- the configuration ---
+
+
+@fault(
+    "config reload during a stream",
+    "a stream ends whole, whether the change concerns its model or not; only a changed model is started anew",
+    f"{WHOLE_ONLY}; untouched; {WHOLE_ONLY}; restarted",
+)
+def reload_while_streaming(stage: Stage) -> Outcome:
+    """Two reloads, each in mid-stream: of a limit of the gateway's, and of the model's own environment."""
+    stories, recovery = [], Recovery(0)
+    for expected, change in (("untouched", stage.change_limit), ("restarted", stage.change_model)):
+        client, before = stage.streaming(60), stage.until_process("ready")["pid"]
+        change()
+        since = time.monotonic()
+        answer = stage.gateway.ask("POST", "/admin/reload")
+        assert answer.status_code == 200, answer.text
+        stories.append(client.story())
+
+        def outcome(before: int = before) -> str:
+            return "untouched" if stage.until_process("ready")["pid"] == before else "restarted"
+
+        with contextlib.suppress(AssertionError):
+            until(lambda: outcome() == expected, SETTLED_S)  # noqa: B023 - asked here only
+        stories.append(outcome())
+        recovery = stage.recovery(since)
+    return stage.outcome("; ".join(stories), recovery)
 
 
 # --- the disk ---

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import yaml
+
 from tests.fault.matrix.cells import Outcome, Recovery
 from tests.fault.matrix.clients import WHOLE, Asking
 from tests.fault.matrix.engines import Engine
@@ -139,6 +141,19 @@ class Stage:
         """Have a backend STOPPED."""
         self.gateway.ask("POST", f"/admin/backends/{name}/unload")
         self.gateway.until_state(name, "stopped", within_s=self.engine.clocks.patience_s)
+
+    def change_limit(self) -> None:
+        """Write another limit of the gateway into its configuration."""
+        document = yaml.safe_load(self.gateway.config.read_text())
+        document["gateway"]["queue"] = {"max_waiting": 99}
+        self.gateway.config.write_text(yaml.safe_dump(document))
+
+    def change_model(self) -> None:
+        """Write another environment of the model's processes into the configuration."""
+        document = yaml.safe_load(self.gateway.config.read_text())
+        model = document["models"][self.model]
+        model["env"] = {**model.get("env", {}), "UNIGATE_MATRIX": "changed"}
+        self.gateway.config.write_text(yaml.safe_dump(document))
 
     def child(self) -> int:
         """The pid of the engine's child without which it cannot answer."""
