@@ -164,18 +164,18 @@ def never_answers(stage: Stage) -> Outcome:
     f"{WHOLE_ONLY}; untouched; {WHOLE_ONLY}; restarted",
 )
 def reload_while_streaming(stage: Stage) -> Outcome:
-    """Two reloads, each in mid-stream: of a limit of the gateway's, and of the model's own environment."""
+    """Two reloads, each in mid-stream: of a limit of the gateway's, and of the model's own context length."""
     stories, recovery = [], Recovery(0)
     for expected, change in (("untouched", stage.change_limit), ("restarted", stage.change_model)):
-        client, before = stage.streaming(60), stage.until_process("ready")["pid"]
+        client, since = stage.streaming(60), time.monotonic()
         change()
-        since = time.monotonic()
         answer = stage.gateway.ask("POST", "/admin/reload")
         assert answer.status_code == 200, answer.text
         stories.append(client.story())
 
-        def outcome(before: int = before) -> str:
-            return "untouched" if stage.until_process("ready")["pid"] == before else "restarted"
+        def outcome(since: float = since) -> str:
+            backend = stage.gateway.until_state(stage.model, "ready", within_s=stage.engine.clocks.patience_s)
+            return "restarted" if backend["since_s"] < time.monotonic() - since else "untouched"
 
         with contextlib.suppress(AssertionError):
             until(lambda: outcome() == expected, SETTLED_S)  # noqa: B023 - asked here only

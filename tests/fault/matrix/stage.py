@@ -149,10 +149,10 @@ class Stage:
         self.gateway.config.write_text(yaml.safe_dump(document))
 
     def change_model(self) -> None:
-        """Write another environment of the model's processes into the configuration."""
+        """Write another context length of the model into the configuration."""
         document = yaml.safe_load(self.gateway.config.read_text())
         model = document["models"][self.model]
-        model["env"] = {**model.get("env", {}), "UNIGATE_MATRIX": "changed"}
+        model["context_length"] = model.get("context_length", 2048) - 8
         self.gateway.config.write_text(yaml.safe_dump(document))
 
     def child(self) -> int:
