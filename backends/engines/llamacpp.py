@@ -38,7 +38,7 @@ from backends.weights import gguf_problem, gguf_source_objections
 STOP_GRACE_S = 10.0
 
 OVERHEAD_BYTES = 300 * 1024**2
-"""Compute buffers and the server itself; a guess."""
+"""Compute buffers and the server itself; 0.06 GiB was seen with a model of 135 M parameters, more is a guess."""
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
