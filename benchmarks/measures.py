@@ -224,14 +224,25 @@ class Numbers:
         return self.tokens_per_chunk is not None and self.tokens_per_chunk <= ONE_TOKEN_PER_CHUNK
 
 
-def measure(rows: Sequence[Row], recounts: Recounts, goal: Goal, *, is_open: bool, concurrency: int | None) -> Numbers:
-    """The numbers of the measured *rows*, on one axis (`on_one_axis`). ``concurrency``: of a closed loop."""
+def measure(
+    rows: Sequence[Row],
+    recounts: Recounts,
+    goal: Goal,
+    *,
+    is_open: bool,
+    concurrency: int | None,
+    is_level: bool = True,
+) -> Numbers:
+    """The numbers of the measured *rows*, on one axis (`on_one_axis`).
+
+    ``concurrency``: of a closed loop. ``is_level``: whether the load was to stay the same; else none of it is steady.
+    """
     good = [row for row in rows if row.is_good]
     counts = {(row.index, row.turn): output_tokens(row, recounts) for row in good}
     tokens = [counts[row.index, row.turn] for row in good]
     pairs = list(zip(good, tokens, strict=True))
     arrivals = [arrival for row, count in pairs for arrival in tokens_at(row, count)]
-    window = steady_window(rows, None if is_open else concurrency)
+    window = steady_window(rows, None if is_open else concurrency) if is_level else None
     duration = max((row.end for row in rows), default=0.0)
     is_inside = (lambda at: window[0] <= at <= window[1]) if window is not None else (lambda at: False)
     length = window[1] - window[0] if window is not None else None

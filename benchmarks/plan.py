@@ -105,6 +105,11 @@ class Plan:
         return f"open, {rate}, {how}"
 
     @property
+    def is_level(self) -> bool:
+        """Whether the load is to stay the same from its beginning to its end."""
+        return self.ramp_to is None and self.arrivals != "trace"
+
+    @property
     def shape(self) -> float | None:
         """The burstiness of the arrivals; None for even ones."""
         return {"constant": None, "poisson": 1.0}.get(self.arrivals, self.burstiness)

@@ -50,7 +50,7 @@ def judge(
     ]
     if not numbers.completed:
         reasons.append("no request was answered as asked")
-    return Verdict(tuple(reasons), (*notes, *_warnings(numbers, journal)))
+    return Verdict(tuple(reasons), (*notes, *_warnings(plan, numbers, journal)))
 
 
 def lag_limit(numbers: Numbers) -> float:
@@ -213,7 +213,7 @@ def _tokens(plan: Plan, rows: Sequence[Row], recounts: Recounts) -> list[str]:
     return found
 
 
-def _warnings(numbers: Numbers, journal: Journal) -> list[str]:
+def _warnings(plan: Plan, numbers: Numbers, journal: Journal) -> list[str]:
     found = []
     if numbers.failed:
         found.append(f"{numbers.failed} of {numbers.sent} requests failed; they are in no latency")
@@ -234,7 +234,7 @@ def _warnings(numbers: Numbers, journal: Journal) -> list[str]:
     if not journal.is_done:
         found.append("the run is not complete")
     found += _crowded(journal)
-    if numbers.steady is None and numbers.sent:
+    if numbers.steady is None and numbers.sent and plan.is_level:
         found.append("too short for a steady window: the load was as asked for in less than a fifth of the run")
     return found
 

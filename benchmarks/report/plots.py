@@ -10,6 +10,7 @@ from html import escape
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 640, 260
+LOG_SPAN = 1e4  # of a logarithmic axis: what is smaller is drawn at its end
 LEFT, RIGHT, TOP, BOTTOM = 62, 24, 12, 42
 
 
@@ -94,7 +95,7 @@ def round_step(rough: float) -> float:
 def number_text(value: float, step: float) -> str:
     """*value* with as many digits as *step* has."""
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
-    if digits and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
+    if abs(step * 10**digits - round(step * 10**digits)) > 1e-6:  # 2.5
         digits += 1
     text = f"{value:,.{digits}f}"
     return text.replace(",", "\u2009")
@@ -151,7 +152,7 @@ def _axes(plot: Plot) -> tuple[Axis, Axis]:
     positive_x = [value for value in xs if value > 0]
     positive_y = [value for value in ys if value > 0]
     if plot.is_log_x and positive_x:
-        x = log_axis(min(positive_x), max(positive_x))
+        x = log_axis(max(min(positive_x), max(positive_x) / LOG_SPAN), max(positive_x))
     else:
         x = linear_axis(min(xs), max(xs), from_zero=not plot.bars, wanted=8)
     y = (

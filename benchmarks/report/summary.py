@@ -57,7 +57,9 @@ def read_outcome(folder: Path) -> Outcome:
         raise BenchmarkError(f"{folder / REQUESTS}: nothing has been measured yet")
     journal = read_journal(folder)
     recounts = read_recounts(folder)
-    numbers = measure(rows, recounts, plan.goal, is_open=plan.is_open, concurrency=plan.concurrency)
+    numbers = measure(
+        rows, recounts, plan.goal, is_open=plan.is_open, concurrency=plan.concurrency, is_level=plan.is_level
+    )
     notes = journal.sessions[0].environment.get("dataset", {}).get("notes", []) if journal.sessions else []
     verdict = judge(plan, rows, numbers, journal, recounts, notes)
     return Outcome(folder, plan, tuple(rows), journal, recounts, numbers, verdict)

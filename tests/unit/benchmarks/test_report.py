@@ -233,6 +233,19 @@ def test_an_axis_ends_on_round_numbers(low: float, high: float, ends: tuple[floa
     assert 2 <= len(axis.ticks) <= 9
 
 
+def test_a_tick_has_the_digits_of_its_step() -> None:
+    """Steps of two and a half are labelled so, not rounded to whole numbers."""
+    assert [text for _, text in linear_axis(0.0, 9.0, wanted=4).ticks] == ["0.0", "2.5", "5.0", "7.5", "10.0"]
+    assert [text for _, text in linear_axis(0.0, 0.5, wanted=5).ticks][:3] == ["0.0", "0.1", "0.2"]
+
+
+def test_a_ramp_has_no_steady_window(tmp_path: Path) -> None:
+    """Where the load is to change, nothing of it is called steady, and that is no flaw."""
+    summary = summarise(read_outcome(make_run(tmp_path / "run", some_rows(), ramp_to=20.0)))
+    assert summary["steady"]["request_throughput"] is None
+    assert not [text for text in summary["validity"]["warnings"] if "steady" in text]
+
+
 def test_a_logarithmic_axis_is_of_powers_of_ten() -> None:
     """Its ends are powers of ten around the values; with few of them 2 and 5 stand between."""
     axis = log_axis(3.0, 40.0)
