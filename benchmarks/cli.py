@@ -85,7 +85,8 @@ def run(
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(help="How many conversations.")] = None,
     duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="With --rate: instead of --num-prompts.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="With a rate: instead of --num-prompts; of a sweep, each step."),
     ] = None,
     rate: Annotated[
         float | None, typer.Option(help="Open loop: requests per second, whatever the server does.")

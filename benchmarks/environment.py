@@ -133,11 +133,11 @@ def read_version(path: str, body: bytes) -> str | None:
     return None
 
 
-def read_backend(body: bytes) -> dict[str, Any] | None:
-    """What our own gateway's administration says of a backend, without what changes while it works."""
+def read_backends(body: bytes, model: str) -> list[dict[str, Any]] | None:
+    """What our own gateway's administration says of the backends of *model*, without what moves while they work."""
     moving = ("since_s", "leases", "waiting", "retry_in_s", "phase", "idle_s")
-    with contextlib.suppress(orjson.JSONDecodeError):
-        said = orjson.loads(body)
-        if isinstance(said, dict) and "engine" in said:
-            return {name: value for name, value in said.items() if name not in moving}
+    with contextlib.suppress(orjson.JSONDecodeError, AttributeError, TypeError):
+        own = [one for one in orjson.loads(body) if model in (one.get("model"), one.get("name"))]
+        found = [{name: value for name, value in one.items() if name not in moving} for one in own]
+        return found or None
     return None

@@ -199,7 +199,8 @@ def _problems(plan: Plan) -> list[str]:
     require(sum(loads) == 1, "the load: give one of --rate (or --arrivals trace), --concurrency, --sweep, --rates")
     require((plan.trace is not None) == (plan.arrivals == "trace"), "--trace FILE and --arrivals trace go together")
     require(plan.ramp_to is None or plan.rate is not None, "--ramp-to: needs --rate, from where it goes")
-    require(plan.prompts > 0 or plan.trace is not None, "--num-prompts: missing; or --duration with --rate")
+    has_length = plan.prompts > 0 or plan.trace is not None or (plan.is_sweep and plan.duration_s is not None)
+    require(has_length, "--num-prompts: missing; or --duration with --rate, --rates or --sweep")
     for name in ("rate", "ramp_to", "duration_s", "burstiness", "trace_speed", "sample_s", "timeout_s"):
         value = getattr(plan, name)
         require(value is None or 0 < value < float("inf"), f"--{_option(name)} {value}: has to be above 0")

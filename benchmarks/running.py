@@ -298,7 +298,10 @@ class Run:
             showing.cancel()
             await asyncio.gather(showing, return_exceptions=True)
         if failures and len(failures) == driver.counts.ended:
-            raise BenchmarkError(f"the server answers nothing: {failures[0].error_text}")
+            hint = ""
+            if failures[0].status == 404 and not self._address.path:
+                hint = "; an OpenAI-compatible address ends in /v1, is --base-url complete?"
+            raise BenchmarkError(f"the server answers nothing: {failures[0].error_text}{hint}")
 
     async def _measured(self, driver: Driver, server: ServerState | None, journal: RecordFile) -> None:
         gc.collect()

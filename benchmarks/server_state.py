@@ -7,10 +7,9 @@ import contextlib
 import ssl
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from benchmarks.engine_metrics import Sample, dialect_named, read_samples
-from benchmarks.environment import read_backend, read_model, read_version
+from benchmarks.environment import read_backends, read_model, read_version
 from benchmarks.load.connection import Address, ConnectionPool, read_address
 from benchmarks.load.fetching import Fetched, FetchFailed, fetch
 
@@ -73,7 +72,7 @@ class ServerState:
             "servers": servers,
             "model": read_model(models.body, self._model) if models is not None else None,
             "version": await self._version(),
-            "backend": await self._backend(),
+            "backends": await self._backends(),
         }
         return {name: value for name, value in state.items() if value is not None}
 
@@ -85,9 +84,9 @@ class ServerState:
                 return f"{path} {version}"
         return None
 
-    async def _backend(self) -> dict[str, Any] | None:
-        answer = await self._ask(f"/admin/backends/{quote(self._model, safe='/')}")
-        return read_backend(answer.body) if answer is not None else None
+    async def _backends(self) -> list[dict[str, Any]] | None:
+        answer = await self._ask("/admin/backends")
+        return read_backends(answer.body, self._model) if answer is not None else None
 
     async def _ask(self, path: str) -> Fetched | None:
         try:

@@ -19,6 +19,7 @@ MOST_SLOWER = 10.0
 MOST_FAILED = 0.05
 MOST_STEPS = 12
 HALVINGS = 2
+PACE_PROMPTS = 10
 
 
 def step_plan(plan: Plan, rate: float) -> Plan:
@@ -28,7 +29,8 @@ def step_plan(plan: Plan, rate: float) -> Plan:
 
 def pace_plan(plan: Plan) -> Plan:
     """The run that finds where to begin: one request at a time."""
-    return dataclasses.replace(plan, sweep=False, rates=(), concurrency=1, num_prompts=min(plan.prompts, 10))
+    count = min(plan.num_prompts or PACE_PROMPTS, PACE_PROMPTS)
+    return dataclasses.replace(plan, sweep=False, rates=(), concurrency=1, num_prompts=count, duration_s=None)
 
 
 def first_rate(pace: dict[str, Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.distributions import distribution, quantile
 from benchmarks.engine_metrics import dialect_named, under_way
@@ -127,11 +128,19 @@ def _model(rows: Sequence[Row], sessions: Sequence[Session]) -> list[str]:
     if len(prints) > 1:
         found.append(f"changed server: the answers carry the fingerprints {', '.join(prints)}")
     states = [state for session in sessions for state in (session.before, session.after) if state is not None]
-    for name in ("model", "version", "started", "backend"):
-        values = [state[name] for state in states if state.get(name) is not None]
+    for name in ("model", "version", "backends"):
+        values = [_identity(state[name]) for state in states if state.get(name) is not None]
         if any(value != values[0] for value in values):
             found.append(f"changed {name}: what the server says of it is not the same before and after the run")
     return found
+
+
+def _identity(said: Any) -> Any:
+    """Of a gateway's backends what has to stay; of all else everything."""
+    if not isinstance(said, list):
+        return said
+    kept = ("name", "engine", "pid", "restarts")
+    return sorted([str(one.get(name)) for name in kept] for one in said)
 
 
 def _others(journal: Journal) -> list[str]:

@@ -87,8 +87,7 @@ def origin_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             f"{figure(summary['client']['tick_lag_p99_ms'], 'ms')} (p99)",
         ),
     ]
-    if server.get("backend"):
-        rows.append(("backend", _said(server["backend"])))
+    rows += [("backend", _said(backend)) for backend in server.get("backends") or []]
     if environment.get("tokenizer"):
         rows.append(("tokenizer", _said(environment["tokenizer"])))
     rows += [("GPU", _said(gpu)) for gpu in environment.get("gpus", [])]

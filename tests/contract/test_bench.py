@@ -22,7 +22,7 @@ def test_a_run_through_the_gateway_counts_as_the_gateway_does(gateway: Gateway, 
     assert gateway.metric("unigate_requests_total", model="chat") - before == 48
     assert gateway.metric("unigate_tokens_total", model="chat", kind="completion") - tokens == 48 * 4
     assert told["total_output_tokens"] == 160
-    assert told["server"]["backend"]["engine"] == "vllm"
+    assert [backend["engine"] for backend in told["server"]["backends"]] == ["vllm"]
     assert told["server"]["servers"]["unigate"]["running"] == 0
     assert not [reason for reason in told["validity"]["reasons"] if "other tenants" in reason or "changed" in reason]
 

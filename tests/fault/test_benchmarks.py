@@ -251,6 +251,15 @@ def test_a_server_that_answers_nothing_ends_the_warm_up(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_address_without_its_version_is_noticed(tmp_path: Path) -> None:
+    """The most common slip, a base URL without /v1, is a 404 that is explained."""
+    with timed_server() as url:
+        words = ("--warm-up", "1", "--concurrency", "1", "--num-prompts", "3")
+        done = bench(*command(url.removesuffix("/v1"), tmp_path / "run", *words))
+    assert done.returncode == 1
+    assert "404: no /chat/completions here; an OpenAI-compatible address ends in /v1" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.environment import gpus, read_backend, read_model, read_version, run_queue_wait_s
+from benchmarks.environment import gpus, read_backends, read_model, read_version, run_queue_wait_s
 
 
 class NVMLError(Exception):
@@ -83,11 +83,12 @@ def test_a_model_is_described_without_what_changes_by_itself() -> None:
     assert read_model(b"<", "a") is None
 
 
-def test_a_backend_is_described_without_what_moves() -> None:
-    """Leases and seconds change all the time; engine, pid and restarts have to stay."""
-    assert read_backend(b'{"engine":"vllm","pid":3,"leases":2,"since_s":1.0}') == {"engine": "vllm", "pid": 3}
-    assert read_backend(b'{"detail":"x"}') is None
-    assert read_backend(b"<") is None
+def test_backends_are_described_without_what_moves() -> None:
+    """Leases and seconds change all the time; engine, pid and restarts have to stay. Replicas are each described."""
+    body = b'[{"name":"a-0","model":"a","pid":3,"leases":2,"since_s":1.0},{"name":"a","pid":4},{"name":"b"}]'
+    assert read_backends(body, "a") == [{"name": "a-0", "model": "a", "pid": 3}, {"name": "a", "pid": 4}]
+    for nothing in (b"[]", b'{"detail":"x"}', b"<", b"3"):
+        assert read_backends(nothing, "a") is None
 
 
 def test_the_wait_for_a_cpu_only_grows() -> None:

@@ -46,7 +46,7 @@ def make_run(folder: Path, rows: list[Row], **plan: Any) -> Path:
     journal = RecordFile(folder / JOURNAL)
     servers = {"vllm": {"running": 3.0, "waiting": 0.0, "kv": 0.4}}
     journal.add(
-        began(0, ENVIRONMENT, {"version": "/version 0.32.0", "model": {"id": "m"}, "backend": {"engine": "vllm"}})
+        began(0, ENVIRONMENT, {"version": "/version 0.32.0", "model": {"id": "m"}, "backends": [{"engine": "vllm"}]})
     )
     for at in range(12):
         journal.add(sampled(sample(float(at), servers=servers)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.plan import Plan
+from benchmarks.plan import Plan, build_plan
 from benchmarks.sweeping import (
     MOST_STEPS,
     conclude,
@@ -91,6 +91,12 @@ def test_a_sweep_begins_at_half_the_pace_of_one_client() -> None:
     """A server that answers one request in 200 ms is first asked for 2.5 per second."""
     assert first_rate({"mean_e2el_ms": 200.0}) == 2.5
     assert pace_plan(PLAN).concurrency == 1
+
+
+def test_a_step_may_last_a_time_instead_of_a_number() -> None:
+    """With a duration every step is as long, and so asks more at a higher rate."""
+    plan = build_plan({"base_url": "http://x/v1", "model": "m", "sweep": True, "duration_s": 30.0})
+    assert (pace_plan(plan).prompts, step_plan(plan, 2.0).prompts, step_plan(plan, 8.0).prompts) == (10, 60, 240)
 
 
 def test_every_step_has_prompts_of_its_own() -> None:

@@ -104,8 +104,13 @@ def test_another_model_in_the_middle_is_invalid() -> None:
 
 def test_a_server_that_is_another_afterwards_is_invalid() -> None:
     """What /v1/models, the version or the gateway say has to be the same before and after."""
-    changed = session(before={"version": "1", "backend": {"pid": 1}}, after={"version": "1", "backend": {"pid": 2}})
-    assert verdict(CLOSED, steady(), sessions=[changed]).reasons[0].startswith("changed backend")
+    first = {"name": "a", "engine": "vllm", "pid": 1, "restarts": 0, "idle": 3}
+    for changes, reason in (({"pid": 2}, "changed backends: "), ({"idle": 4}, "")):
+        states = [{"version": "1", "backends": [one]} for one in (first, {**first, **changes})]
+        told = verdict(CLOSED, steady(), sessions=[session(before=states[0], after=states[1])])
+        assert "".join(told.reasons)[: len("changed backends: ")] == reason
+    newer = session(before={"version": "1"}, after={"version": "2"})
+    assert verdict(CLOSED, steady(), sessions=[newer]).reasons[0].startswith("changed version")
 
 
 def test_requests_of_others_before_the_start_are_invalid() -> None:
