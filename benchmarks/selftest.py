@@ -32,7 +32,7 @@ from benchmarks.load.driver import Driver, Limits, Load
 from benchmarks.load.requests import CHAT, RequestForm
 from benchmarks.measures import ttft
 from benchmarks.records import MEASURED, Row
-from benchmarks.running import allow_many_files
+from benchmarks.running import MOST_CONNECTIONS, SPARE_FILES, allow_many_files
 from benchmarks.validity import LAG_S, MOST_CPU
 
 RATES = (1000, 2000, 4000, 5000, 6000, 8000, 10_000, 12_000)
@@ -85,7 +85,16 @@ async def measure(name: str, url: str, times: Sequence[float], *, is_streamed: b
     pool = ConnectionPool(address)
     form = RequestForm(address, CHAT, "timed", is_streamed=is_streamed)
     question = Conversation("selftest", (({"role": "user", "content": "Are you there?"},),))
-    load = Load([question] * len(times), range(len(times)), MEASURED, 0, tokens, times=times, keeps_text=False)
+    load = Load(
+        [question] * len(times),
+        range(len(times)),
+        MEASURED,
+        0,
+        tokens,
+        times=times,
+        concurrency=min(allow_many_files() - SPARE_FILES, MOST_CONNECTIONS),
+        keeps_text=False,
+    )
     rows: list[Row] = []
     driver = Driver(load, form, form.head({}), pool, rows.append, Limits(total_s=60), time.perf_counter)
     cpu_s, began = time.process_time(), time.perf_counter()
@@ -102,7 +111,7 @@ async def measure(name: str, url: str, times: Sequence[float], *, is_streamed: b
         driver.counts.most_in_flight,
         driver.counts.failed,
         cpu_s / lasted,
-        quantile(sorted(row.lag for row in rows), 0.99),
+        quantile(sorted(row.sent - row.intended for row in rows), 0.99),
         (quantile(firsts, 0.5), quantile(firsts, 0.99)) if firsts else None,
     )
 
