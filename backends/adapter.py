@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backends.address import Address
 from backends.diagnosis import Diagnosis, ExitStatus
@@ -23,6 +23,10 @@ from backends.memory_estimate import MemoryNeed, WeightFacts
 from backends.options import Options
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
+
+if TYPE_CHECKING:
+    from backends.residence import Residence
+    from backends.translation import Translated
 
 Body = dict[str, Any]
 """A JSON object we pass on and do not interpret."""
@@ -70,7 +74,9 @@ RunFile = str | Link | LinkedFolder
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """One run of an engine. *argv* is empty for an address we do not own: nothing is started, only probed.
+    """One run of an engine. *argv* is empty for an address we do not own: nothing is started, only probed; and for a
+    *residence*, whose daemon listens at *address*. *served_name* is what the engine calls the backend's model, where
+    only the run can tell; else None.
 
     *env* is added to the inherited environment and *env_removed* taken from it. *files* are what the engine reads at
     its start and nobody else has: path below the run's own folder -> content, written in this order before the spawn
@@ -85,6 +91,8 @@ class LaunchSpec:
     files: Mapping[str, RunFile] = field(default_factory=dict)
     stop_grace_s: float = 10.0
     authorization: str = field(default="", repr=False)
+    residence: Residence | None = None
+    served_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +177,14 @@ class Unsupported(Exception):
     """The engine has no such thing; the message says what, for the client."""
 
 
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A process that serves several backends: a backend itself, with an adapter of its own."""
+
+    backend: BackendSettings
+    adapter: Adapter
+
+
 class Adapter(Protocol):
     """One engine, described."""
 
@@ -197,12 +213,28 @@ class Adapter(Protocol):
         """Whether one process of it serves LoRA adapters beside their base, each under its own name."""
 
     @property
+    def engine_keys(self) -> frozenset[str]:
+        """The fields of EngineSettings that only some engines have, and this one has."""
+
+    @property
     def programs(self) -> tuple[str, ...]:
         """What its command is called in a PATH or an environment, the usual one first."""
 
     @property
     def distributions(self) -> tuple[Distribution, ...]:
         """The distributions that hold it, the usual one first; none for an engine that no package index has."""
+
+    @property
+    def obtaining(self) -> str:
+        """How to get it, in the words of a remedy, where no package index has it; else empty."""
+
+    @property
+    def daemon_name(self) -> str:
+        """The name of the backend that `daemon` describes, which no model may have; empty without one."""
+
+    @property
+    def chooses_templates(self) -> bool:
+        """Whether it may take another template than the weights' own, which is then a failure of the start."""
 
     @property
     def dialect(self) -> Dialect:
@@ -255,6 +287,16 @@ class Adapter(Protocol):
         self, backend: BackendSettings, facts: WeightFacts, limit_bytes: int, total_bytes: int
     ) -> list[str]:
         """Flags that keep a run within *limit_bytes* of each of its GPUs, of *total_bytes*; [] where it knows none."""
+
+    def daemon(self, first: BackendSettings, engine: EngineSettings) -> Daemon | None:
+        """The one process in which all backends of this engine live, *first* being one of them; None where each has
+        its own."""
+
+    def translate(self, backend: BackendSettings, endpoint: str, body: Body) -> Translated | None:
+        """A request to *endpoint*, as the dialect left it, in the engine's own API; None where that is OpenAI's.
+
+        Raises Untranslatable.
+        """
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """Why a run ended, from its exit status and the last lines of its log."""

@@ -10,6 +10,8 @@ class Address:
     """One HTTP/1.1 listening place; either *uds* or *host* and *port*.
 
     *base_path* stands in front of every OpenAI path, without a trailing slash: ``/v1`` for every engine we start.
+    *tenant* names the one of several backends at this place that is meant: their connections are kept apart, so that
+    those of one can be broken off and the others' go on.
     """
 
     host: str = ""
@@ -17,6 +19,7 @@ class Address:
     uds: str = ""
     tls: bool = False
     base_path: str = "/v1"
+    tenant: str = ""
 
     @property
     def authority(self) -> str:

@@ -11,12 +11,13 @@ import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from backends.adapter import Adapter
 from backends.choosing import Replica, choose, to_wake
 from backends.lease import BackendUnavailable, Lease
-from backends.lifecycle import RESTING, State
+from backends.lifecycle import RESTING, Event, State
 from backends.logs import BackendLog, file_name
 from backends.records import Reaped, reap
 from backends.settings import BackendSettings, EngineSettings
@@ -56,9 +57,12 @@ class Fleet:
         self._farewells: dict[str, asyncio.Task[None]] = {}
         self._retired: dict[str, Supervisor] = {}
         self._turns = itertools.count()
-        self._is_closing = False
+        self._is_open = self._is_closing = False
+        self._daemons: dict[str, Supervisor] = {}
+        """By engine: the processes that serve several backends, which no configuration names."""
+        self._sent_away: set[str] = set()
         setups = (self._setup(backend, engines.get(backend.engine, EngineSettings())) for backend in backends)
-        self._supervisors = {setup.backend.name: self._supervisor(setup) for setup in setups}
+        self._supervisors = {setup.backend.name: self._supervisor(setup, self._daemon_of(setup)) for setup in setups}
         self._replicas: dict[str, tuple[Supervisor, ...]] = {}
         self._regrouped = asyncio.Event()
         self._expected = frozenset(supervisor.backend.model for supervisor in self._supervisors.values())
@@ -70,7 +74,22 @@ class Fleet:
     def _setup(self, backend: BackendSettings, engine: EngineSettings) -> Setup:
         return Setup(backend, engine, self._adapters[backend.engine])
 
-    def _supervisor(self, setup: Setup) -> Supervisor:
+    def _daemon_of(self, setup: Setup) -> Supervisor | None:
+        """The daemon in which a backend of *setup* lives, made if it is the first; None for one with a process."""
+        engine = setup.backend.engine
+        if engine not in self._daemons:
+            described = setup.adapter.daemon(setup.backend, setup.engine)
+            if described is None:
+                return None
+            self._daemons[engine] = self._supervisor(Setup(described.backend, setup.engine, described.adapter))
+            if self._is_open:
+                self._begin(self._daemons[engine])
+        daemon = self._daemons[engine]
+        if daemon.setup.engine != setup.engine:
+            daemon.change(replace(daemon.setup, engine=setup.engine))
+        return daemon
+
+    def _supervisor(self, setup: Setup, daemon: Supervisor | None = None) -> Supervisor:
         path = self._log_dir / file_name(setup.backend.name, ".log")
         return Supervisor(
             setup.backend,
@@ -80,6 +99,7 @@ class Fleet:
             BackendLog(path, rotate_bytes=self._log_rotate_bytes, keep=self._log_keep),
             self._publish,
             max_waiting=self._max_waiting,
+            daemon=daemon,
         )
 
     def _group(self) -> None:
@@ -91,7 +111,12 @@ class Fleet:
         self._regrouped = asyncio.Event()
 
     def _all(self) -> list[Supervisor]:
-        return [*self._supervisors.values(), *self._retired.values()]
+        return [*self._daemons.values(), *self._supervisors.values(), *self._retired.values()]
+
+    def _named(self, name: str) -> Supervisor:
+        """A backend that the configuration names, or a daemon. Raises KeyError."""
+        daemons = {daemon.backend.name: daemon for daemon in self._daemons.values()}
+        return self._supervisors[name] if name in self._supervisors else daemons[name]
 
     def subscribe(self, subscriber: Callable[[Transition], None]) -> None:
         """*subscriber* gets every transition from now on, on the loop; it must not raise nor wait."""
@@ -104,6 +129,9 @@ class Fleet:
             _log.warning("ended processes of an earlier run of %s: %s", found.backend, list(found.ended))
             if found.wedged:
                 _log.error("processes of %s would not die: %s", found.backend, list(found.wedged))
+        self._is_open = True
+        for daemon in self._daemons.values():
+            self._begin(daemon)
         for supervisor in self._supervisors.values():
             self._begin(supervisor)
             if not supervisor.backend.on_demand:
@@ -154,6 +182,10 @@ class Fleet:
         """What each backend runs under, or will soon: what a new configuration is compared with."""
         return {name: supervisor.setup for name, supervisor in self._supervisors.items()}
 
+    def names(self) -> list[str]:
+        """Whatever has a name of its own to be asked by: backends, and the daemons that no configuration names."""
+        return [*(daemon.backend.name for daemon in self._daemons.values()), *self._supervisors]
+
     async def add(self, backend: BackendSettings, engine: EngineSettings) -> None:
         """Take a new backend in and, unless it is on demand, start it; returns once that is under way.
 
@@ -165,7 +197,7 @@ class Fleet:
             self._farewells.pop(backend.name).cancel()
             taken = supervisor.change(setup)
         else:
-            supervisor = self._supervisor(setup)
+            supervisor = self._supervisor(setup, self._daemon_of(setup))
             self._begin(supervisor)
             taken = None
         if not backend.on_demand:
@@ -180,7 +212,9 @@ class Fleet:
 
         Who waits for it, or asks while it drains, waits for the new run. Raises KeyError.
         """
-        await self._supervisors[backend.name].change(self._setup(backend, engine))
+        setup = self._setup(backend, engine)
+        self._daemon_of(setup)
+        await self._supervisors[backend.name].change(setup)
 
     def retire(self, name: str) -> None:
         """Choose the backend no more, let its requests finish, stop it and forget it. Raises KeyError."""
@@ -249,23 +283,23 @@ class Fleet:
 
     async def load(self, name: str) -> None:
         """Ask for a start, of a FAILED backend too; returns once that is under way. Raises KeyError."""
-        await self._supervisors[name].request_start()
+        await self._named(name).request_start()
 
     async def unload(self, name: str) -> None:
         """Ask a backend to drain and stop; returns once that is under way. Raises KeyError."""
-        await self._supervisors[name].request_stop()
+        await self._named(name).request_stop()
 
     async def settled(self, name: str, *states: State) -> None:
         """Until the backend is in one of *states*. Raises KeyError for an unknown name."""
-        await self._supervisors[name].settled(*states)
+        await self._named(name).settled(*states)
 
     def log(self, name: str) -> BackendLog:
         """A backend's log. Raises KeyError for an unknown name."""
-        return self._supervisors[name].log
+        return self._named(name).log
 
     def status(self, name: str) -> BackendStatus:
         """One backend as it stands. Raises KeyError for an unknown name."""
-        return self._supervisors[name].status()
+        return self._named(name).status()
 
     def statuses(self) -> list[BackendStatus]:
         """All backends as they stand, in the configuration's order; last those that are leaving."""
@@ -401,6 +435,25 @@ class Fleet:
         )
         for subscriber in self._subscribers:
             subscriber(transition)
+        self._follow_daemon(transition)
+
+    def _follow_daemon(self, transition: Transition) -> None:
+        """A daemon that is stopped drains by its residents' leaving; those of the startup come back with it."""
+        daemon = self._daemons.get(transition.engine)
+        if daemon is None or transition.backend != daemon.backend.name:
+            return
+        residents = [
+            other for other in self._all() if other.backend.engine == transition.engine and other is not daemon
+        ]
+        if transition.event is Event.STOP_REQUESTED:
+            for resident in residents:
+                self._sent_away.add(resident.backend.name)
+                resident.request_stop()
+        elif transition.after is State.READY:
+            for resident in residents:
+                if resident.backend.name in self._sent_away and not resident.backend.on_demand:
+                    resident.request_start()
+                self._sent_away.discard(resident.backend.name)
 
 
 def _give_back(leasing: asyncio.Task[Lease]) -> None:

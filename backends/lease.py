@@ -22,15 +22,26 @@ class BackendUnavailable(Exception):
 
 
 class Lease:
-    """The right to use an endpoint for one exchange. Release it where it was taken; twice is no error."""
+    """The right to use an endpoint for one exchange. Release it where it was taken; twice is no error.
 
-    __slots__ = ("_release", "address", "authorization", "backend", "engine")
+    *served_name* is what the engine calls the backend's model, where only the run could tell; else None.
+    """
 
-    def __init__(self, backend: BackendSettings, address: Address, authorization: str, release: Callable[[bool], None]):
+    __slots__ = ("_release", "address", "authorization", "backend", "engine", "served_name")
+
+    def __init__(
+        self,
+        backend: BackendSettings,
+        address: Address,
+        authorization: str,
+        release: Callable[[bool], None],
+        served_name: str | None = None,
+    ) -> None:
         self.backend = backend.name
         self.engine = backend.engine
         self.address = address
         self.authorization = authorization
+        self.served_name = served_name
         self._release: Callable[[bool], None] | None = release
 
     def release(self, *, answered: bool = False) -> None:

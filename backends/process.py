@@ -15,6 +15,9 @@ from backends.adapter import LaunchSpec
 from backends.diagnosis import ExitStatus
 from backends.kill_set import MARKER, members, sweep
 from backends.logs import LineSplitter
+from backends.moving import Digests
+from backends.residence import Resident
+from backends.resident import Neighbours, ResidentRun
 from backends.shim import COMMAND_KILL, COMMAND_TERM
 
 ORPHAN_GRACE_S = 4.0
@@ -76,6 +79,12 @@ class EngineRun(Protocol):
     def bytes_read(self) -> int:
         """Bytes all its processes have read from files so far: a load that goes on. Blocks for some milliseconds."""
 
+    async def settle_in(self) -> Resident | None:
+        """What has to be done before a load, for a model in a daemon: see ResidentRun. None, at once, for a process."""
+
+    async def load(self) -> None:
+        """Until it is loaded, for a model in a daemon. At once for a process, which loads by itself."""
+
 
 class Launcher(Protocol):
     """Starts runs: on this machine now, on a cluster's nodes later."""
@@ -114,6 +123,12 @@ class Attachment:
     def bytes_read(self) -> int:
         """Nothing is known of it."""
         return 0
+
+    async def settle_in(self) -> None:
+        """It is there or not."""
+
+    async def load(self) -> None:
+        """It is somebody else's to load."""
 
 
 class ShimmedRun:
@@ -154,6 +169,12 @@ class ShimmedRun:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 total += int(Path(f"/proc/{entry.pid}/io").read_bytes().split()[1])
         return total
+
+    async def settle_in(self) -> None:
+        """A process needs no place."""
+
+    async def load(self) -> None:
+        """It loads by itself."""
 
     def _command(self, command: bytes) -> None:
         stdin = self._shim.stdin
@@ -213,6 +234,8 @@ class LocalLauncher:
 
     def __init__(self, secrets: frozenset[str] = frozenset()) -> None:
         self._secrets = secrets
+        self._digests = Digests()
+        self._neighbours = Neighbours()
 
     def withhold(self, secrets: frozenset[str]) -> None:
         """Keep these from the engines started from now on, beside those it knew."""
@@ -221,9 +244,11 @@ class LocalLauncher:
     async def start(self, spec: LaunchSpec, marker: str, on_line: Callable[[str], None]) -> EngineRun:
         """Start *spec* behind a shim in a session of its own; *on_line* gets each line of its log.
 
-        Nothing is started for a spec without argv. Raises SpawnFailed when not even the shim could be started; an
-        engine command that cannot be run shows in `wait`.
+        Nothing is started for a spec without argv: its run is a model's stay in a daemon, or a mere address. Raises
+        SpawnFailed when not even the shim could be started; an engine command that cannot be run shows in `wait`.
         """
+        if spec.residence is not None:
+            return ResidentRun(spec, self._digests, self._neighbours, on_line)
         if not spec.argv:
             return Attachment()
         try:

@@ -42,6 +42,14 @@ class EngineSettings:
     socket: SocketKind = "unix"
     """What it shall listen on; an engine that cannot, listens on TCP."""
     environment: EnvironmentChoice | None = None
+    url: str = ""
+    """Where a daemon listens that somebody else runs; then nothing is started."""
+    models_dir: Path | None = None
+    """Where a daemon keeps its models; None leaves that to it."""
+    num_parallel: int | None = None
+    """Most requests that a daemon works on at once for each model; None leaves that to it."""
+    go_templates: bool = False
+    """Whether an Ollama daemon renders with the Go templates of Modelfiles, instead of those in the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,8 @@ class BackendSettings:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     context_length: int | None = None
     template_file: Path | None = None
+    template_is_engines: bool = False
+    """Whatever template the engine takes is right: nobody checks that it is the weights' own."""
     on_demand: bool = False
     idle_unload_s: float | None = None
     readiness: Literal["generate", "embed", "models"] = "generate"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from backends.demand import Wish, sleep_of
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.downloader import NO_MODELS_DIR, Downloader, DownloadProgress
 from backends.kill_set import read_entry
-from backends.lifecycle import Event
+from backends.lease import BackendUnavailable
+from backends.lifecycle import Event, State
 from backends.logs import BackendLog, file_name
 from backends.oom_kills import oom_kills
 from backends.places import Places
@@ -27,6 +29,8 @@ from backends.ports import NoFreePort
 from backends.probing import ProbeFailed, Prober
 from backends.process import EngineRun, Launcher, SpawnFailed
 from backends.records import ProcessRecord, ProcessRecords
+from backends.residence import ResidenceRefused
+from backends.resident import SERVING, DaemonLife
 from backends.resolving import NOWHERE, Environments, EnvironmentUnusable
 from backends.room import BOUNDLESS, Grant, NoRoom, Room, Tenant
 from backends.run_folder import TargetMissing, remove_run_folder, write_run_folder
@@ -98,6 +102,7 @@ class Start:
         log: BackendLog,
         tell: Callable[[Occurrence], None],
         tenant: Tenant,
+        daemon: DaemonLife | None = None,
     ) -> None:
         self.generation = generation
         self.phase = QUEUED
@@ -116,6 +121,7 @@ class Start:
         self._wish = Wish(backend, engine, adapter)
         self._napping: asyncio.Task[None] | None = None
         self._is_over = False
+        self._daemon = daemon
         self._run: EngineRun | None = None
         self._verdict: Diagnosis | None = None
         self._stop = asyncio.Event()
@@ -182,10 +188,17 @@ class Start:
         if self._task is not None:
             await asyncio.wait([self._task])
 
+    def bytes_read(self) -> int:
+        """Bytes read from files for the run so far, by its daemon too. Blocks for some milliseconds."""
+        run, daemon = self._run, self._daemon
+        return (run.bytes_read() if run is not None else 0) + (daemon.bytes_read() if daemon is not None else 0)
+
     async def _whole_life(self) -> None:
         diagnosis = None
         try:
             diagnosis = await self._live()
+        except BackendUnavailable as problem:
+            diagnosis = _without_daemon(problem)
         except SpawnFailed as problem:
             diagnosis = Diagnosis(
                 "not_started",
@@ -219,8 +232,45 @@ class Start:
             problem = await self._bring_weights(self._backend.source)
             if problem is not None or self._stop.is_set():
                 return problem
-        kind = self._engine.socket if self._engine.socket in self._adapter.sockets else "tcp"
-        place = self._host.places.reserve(self._backend.name, kind)
+        async with self._place() as place:
+            return await self._live_at(place, engine) if place is not None else None
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[Address | None]:
+        """Where the run is to listen; for a resident its daemon's, which is leased meanwhile. None: a stop came first.
+
+        Raises NoFreePort, OSError, BackendUnavailable.
+        """
+        if self._daemon is None:
+            kind = self._engine.socket if self._engine.socket in self._adapter.sockets else "tcp"
+            place = self._host.places.reserve(self._backend.name, kind)
+            try:
+                yield place
+            finally:
+                self._host.places.release(place)
+            return
+        self.phase = "waiting for the daemon"
+        lease = await _unless(self._stop, self._daemon.lease(self._timing.start_timeout_s))
+        if lease is None:
+            yield None
+            return
+        watching = asyncio.create_task(self._until_daemon_leaves(self._daemon), name=f"daemon of {self._backend.name}")
+        try:
+            yield replace(lease.address, base_path="", tenant=self._backend.name)
+        finally:
+            watching.cancel()
+            lease.release()
+
+    async def _until_daemon_leaves(self, daemon: DaemonLife) -> None:
+        """The daemon is gone or going: so is the model, whatever it was doing."""
+        await daemon.settled(*(set(State) - SERVING))
+        if not self._stop.is_set():
+            self._verdict = Diagnosis(
+                "daemon_ended", "The daemon that had the model ended.", "The model is loaded again when it is back."
+            )
+        self.kill()
+
+    async def _live_at(self, place: Address, engine: EngineSettings) -> Diagnosis | None:
         folder = self._host.run_folders / file_name(self._backend.name, "")
         gate = _Gate(self._host.start_gate)
         try:
@@ -244,7 +294,6 @@ class Start:
             gate.leave()
             if self.spec is not None and self.spec.files:
                 remove_run_folder(folder)
-            self._host.places.release(place)
 
     async def _described(self, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         describe = partial(self._adapter.launch_spec, self._backend, engine, place, folder)
@@ -302,15 +351,13 @@ class Start:
         return self._adapter.diagnose(status, tail)
 
     async def _until_gone(self, spec: LaunchSpec, run: EngineRun, gate: _Gate) -> ExitStatus:
-        readying = asyncio.create_task(self._become_ready(spec, run), name=f"ready {self._backend.name}")
+        readying = asyncio.create_task(self._become_ready(spec, run, gate), name=f"ready {self._backend.name}")
         readying.add_done_callback(lambda _: gate.leave())
-        hold = asyncio.get_running_loop().call_later(GATE_HOLD_S, gate.leave)
         readying.add_done_callback(self._look_for_mistake)
         measuring = asyncio.create_task(self._measure(readying, run), name=f"measure {self._backend.name}")
         try:
             return await run.wait()
         finally:
-            hold.cancel()
             for task in (readying, measuring):
                 task.cancel()
             await asyncio.wait([readying, measuring])
@@ -394,14 +441,27 @@ class Start:
         if phase is not None:
             self.phase = phase
 
-    async def _become_ready(self, spec: LaunchSpec, run: EngineRun) -> None:
+    async def _become_ready(self, spec: LaunchSpec, run: EngineRun, gate: _Gate) -> None:
+        progress = _Progress(self.bytes_read, self._log, self._timing.start_stall_timeout_s)
         try:
+            resident = await progress.watch(run.settle_in())
+            if resident is not None:
+                # A download may take hours, and uses no memory: only what follows is a load. Where in the memory that
+                # was granted, is the daemon's to say.
+                if await self._room() is None or not await gate.enter(unless=self._stop):
+                    return
+                self.spec = spec = replace(spec, probe=resident.probe, served_name=resident.name)
             async with asyncio.timeout(self._timing.start_timeout_s):
-                await self._until_answering(spec, run)
+                self.phase = "loading"
+                await progress.watch(run.load())
+                await self._until_answering(spec, progress)
         except TimeoutError:
             self._give_up("The start took longer than start_timeout_s allows.")
         except _Stalled:
             self._give_up("The start made no progress: no log line, nothing read.")
+        except (ResidenceRefused, NoRoom) as refusal:
+            self._verdict = refusal.diagnosis
+            run.terminate()
         except _Refused as refusal:
             # It runs, but it will never answer: end it, and let its end carry this verdict.
             self._verdict = Diagnosis("probe_refused", str(refusal), "See the model's log.", permanent=True)
@@ -421,9 +481,7 @@ class Start:
         )
         self._tell(Occurrence(self.generation, Event.START_TIMED_OUT, self._verdict))
 
-    async def _until_answering(self, spec: LaunchSpec, run: EngineRun) -> None:
-        progress = _Progress(run, self._log, self._timing.start_stall_timeout_s)
-        self.phase = "loading"
+    async def _until_answering(self, spec: LaunchSpec, progress: _Progress) -> None:
         pause_s = POLL_FIRST_S
         while not await self._host.prober.is_healthy(spec, HEALTH_TIMEOUT_S):
             await progress.check()
@@ -468,11 +526,12 @@ def _has_grown(before: int | None, after: int | None) -> bool | None:
 
 
 class _Gate:
-    """One passage through the start gate, left once however often it is said."""
+    """One passage through the start gate, left once however often it is said, and after GATE_HOLD_S by itself."""
 
     def __init__(self, semaphore: asyncio.Semaphore) -> None:
         self._semaphore = semaphore
         self._is_inside = False
+        self._hold: asyncio.TimerHandle | None = None
 
     async def enter(self, *, unless: asyncio.Event) -> bool:
         """Whether we got in before *unless* was set."""
@@ -486,6 +545,8 @@ class _Gate:
                 entering.cancel()
                 await asyncio.wait([entering])
             self._is_inside = not entering.cancelled()
+            if self._is_inside:
+                self._hold = asyncio.get_running_loop().call_later(GATE_HOLD_S, self.leave)
         return self._is_inside and not unless.is_set()
 
     def leave(self) -> None:
@@ -493,6 +554,8 @@ class _Gate:
         if self._is_inside:
             self._is_inside = False
             self._semaphore.release()
+        if self._hold is not None:
+            self._hold.cancel()
 
 
 class _Stalled(Exception):
@@ -506,8 +569,8 @@ class _Refused(Exception):
 class _Progress:
     """Signs of life of a start: new log lines, or bytes read from files."""
 
-    def __init__(self, run: EngineRun, log: BackendLog, stall_timeout_s: float) -> None:
-        self._run = run
+    def __init__(self, bytes_read: Callable[[], int], log: BackendLog, stall_timeout_s: float) -> None:
+        self._count = bytes_read
         self._log = log
         self._stall_timeout_s = stall_timeout_s
         self._clock = asyncio.get_running_loop().time
@@ -521,10 +584,32 @@ class _Progress:
         now = self._clock()
         if now - self._counted_at >= min(ACTIVITY_EVERY_S, self._stall_timeout_s / 4):
             self._counted_at = now
-            self._bytes_read = await asyncio.to_thread(self._run.bytes_read)
+            self._bytes_read = await asyncio.to_thread(self._count)
         # Reads below MIN_PROGRESS_BYTES are no progress: our own health checks are read from sockets, and count too.
         signs = (self._log.lines_written, self._bytes_read // MIN_PROGRESS_BYTES)
         if signs != self._seen:
             self._seen, self._seen_at = signs, now
         elif now - self._seen_at > self._stall_timeout_s:
             raise _Stalled
+
+    async def watch(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """What *work* comes to, as long as it makes progress. Raises _Stalled, and then *work* is broken off."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=POLL_LAST_S)
+                if not task.done():
+                    await self.check()
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+
+def _without_daemon(problem: BackendUnavailable) -> Diagnosis:
+    known = problem.diagnosis
+    has_failed = problem.code == "model_failed"
+    if known is None:
+        return Diagnosis("daemon_unavailable", f"The daemon does not serve: {problem}.", "It is tried again.")
+    return Diagnosis(known.code, f"The daemon does not serve: {known.reason}", known.advice, has_failed, known.evidence)

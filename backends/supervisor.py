@@ -33,6 +33,7 @@ from backends.diagnosis import Diagnosis
 from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import HAS_PROCESS, LEAVING, RESTING, Effect, Event, State, is_legal, next_step
 from backends.logs import BackendLog
+from backends.resident import DaemonLife
 from backends.room import Occupancy
 from backends.settings import BackendSettings, EngineSettings, is_adjustable
 from backends.start import Host, Occurrence, Start
@@ -92,12 +93,14 @@ class Supervisor:
         publish: Callable[[Transition], None],
         *,
         max_waiting: int = 256,
+        daemon: DaemonLife | None = None,
     ) -> None:
         self.log = log
         self._adopt(Setup(backend, engine, adapter))
         self._next_setup: Setup | None = None
         self._is_retired = False
         self._host = host
+        self._daemon = daemon
         self._publish = publish
         self._inbox: asyncio.Queue[Request | Change | Occurrence] = asyncio.Queue()
         self._state = State.STOPPED
@@ -202,6 +205,10 @@ class Supervisor:
         if self._start is not None:
             await self._start.gone()
 
+    def bytes_read(self) -> int:
+        """Bytes the processes of the run have read from files so far. Blocks for some milliseconds."""
+        return self._start.bytes_read() if self._start is not None else 0
+
     async def settled(self, *states: State) -> None:
         """Until the backend is in one of *states*."""
         if self._state in states:
@@ -262,7 +269,7 @@ class Supervisor:
         self._leases += 1
         self._last_used_at = self._clock()
         spec = self._start.spec
-        return Lease(self.backend, spec.address, spec.authorization, self._lease_returned)
+        return Lease(self.backend, spec.address, spec.authorization, self._lease_returned, spec.served_name)
 
     async def lease(self, max_wait_s: float) -> Lease:
         """A lease, waiting for a start if need be, up to *max_wait_s* seconds.
@@ -525,6 +532,7 @@ class Supervisor:
             self.log,
             self._inbox.put_nowait,
             self,
+            self._daemon,
         )
         self._start.begin()
 

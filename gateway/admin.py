@@ -38,10 +38,10 @@ def admin_app(fleet: Fleet, reloading: Reloading) -> FastAPI:
                   openapi_url="/admin/openapi.json")  # fmt: skip
 
     def known(name: str) -> str:
-        if name not in fleet.setups():
+        if name not in fleet.names():
             replicas = [status.name for status in fleet.replicas(name)]
             message = f"{name!r} has replicas" if replicas else f"there is no backend {name!r}"
-            raise HTTPException(404, f"{message}; there are: {', '.join(replicas or fleet.setups())}")
+            raise HTTPException(404, f"{message}; there are: {', '.join(replicas or fleet.names())}")
         return name
 
     def meant(name: str) -> list[str]:
@@ -101,7 +101,7 @@ def admin_app(fleet: Fleet, reloading: Reloading) -> FastAPI:
             return [await restart(names[0], wait_s)]
         rolling = await reloading.restart(names)
         await asyncio.wait([rolling], timeout=wait_s)
-        return [as_json(fleet.status(one)) for one in names if one in fleet.setups()]
+        return [as_json(fleet.status(one)) for one in names if one in fleet.names()]
 
     @app.post("/admin/reload")
     async def reload(wait_s: WaitS = 0) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backends.adapter import (
+    Body,
     Call,
+    Daemon,
     LaunchSpec,
     Objection,
     Probe,
@@ -28,6 +30,7 @@ from backends.memory_estimate import NO_NEED, MemoryNeed, WeightFacts
 from backends.options import Options
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
+from backends.translation import Translated
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
@@ -59,6 +62,10 @@ class External:
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = False
     sources: frozenset[SourceKind] = frozenset()
+    engine_keys: frozenset[str] = frozenset()
+    obtaining = ""
+    daemon_name = ""
+    chooses_templates = False
     programs = ()
     distributions = ()
     options: Options = ()
@@ -137,6 +144,14 @@ class External:
     ) -> list[str]:
         """There is no command line."""
         return []
+
+    def daemon(self, first: BackendSettings, engine: EngineSettings) -> Daemon | None:
+        """None: each address stands for itself."""
+        return None
+
+    def translate(self, backend: BackendSettings, endpoint: str, body: Body) -> Translated | None:
+        """None: its API is OpenAI's."""
+        return None
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """We let go of it; nothing ended."""

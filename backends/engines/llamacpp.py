@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from backends.adapter import (
+    Body,
     Call,
+    Daemon,
     Distribution,
     LaunchSpec,
     Objection,
@@ -33,6 +35,7 @@ from backends.memory_estimate import MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
+from backends.translation import Translated
 from backends.weights import gguf_problem, gguf_source_objections
 
 STOP_GRACE_S = 10.0
@@ -176,6 +179,10 @@ class LlamaCpp:
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = True
     sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope"})
+    engine_keys: frozenset[str] = frozenset()
+    obtaining = ""
+    daemon_name = ""
+    chooses_templates = False
     programs = ("llama-server",)
     distributions = DISTRIBUTIONS
     options = OPTIONS
@@ -276,6 +283,14 @@ class LlamaCpp:
     ) -> list[str]:
         """None: its memory follows from the context length, the slots and the layers."""
         return []
+
+    def daemon(self, first: BackendSettings, engine: EngineSettings) -> Daemon | None:
+        """None: each backend is a process of its own."""
+        return None
+
+    def translate(self, backend: BackendSettings, endpoint: str, body: Body) -> Translated | None:
+        """None: its API is OpenAI's."""
+        return None
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """llama.cpp names its reason within the last lines."""

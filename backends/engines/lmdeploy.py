@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from backends.adapter import (
+    Body,
     Call,
+    Daemon,
     Distribution,
     LaunchSpec,
     Link,
@@ -40,6 +42,7 @@ from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
 from backends.sources import SourceKind
+from backends.translation import Translated
 from backends.weights import folder_source_objections, hf_folder_problem
 
 STOP_GRACE_S = 15.0
@@ -203,6 +206,10 @@ class LmDeploy:
     sockets: frozenset[SocketKind] = frozenset({"tcp"})
     takes_adapters = True
     sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope"})
+    engine_keys: frozenset[str] = frozenset()
+    obtaining = ""
+    daemon_name = ""
+    chooses_templates = False
     programs = ("lmdeploy",)
     distributions = DISTRIBUTIONS
     options = OPTIONS
@@ -316,6 +323,14 @@ class LmDeploy:
         taken = facts.weights_bytes // ranks + OVERHEAD_BYTES
         share = (limit_bytes - taken) / max(1, total_bytes - taken)
         return ["--cache-max-entry-count", f"{min(0.95, max(0.01, int(1000 * share) / 1000)):g}"]
+
+    def daemon(self, first: BackendSettings, engine: EngineSettings) -> Daemon | None:
+        """None: each backend is a process of its own."""
+        return None
+
+    def translate(self, backend: BackendSettings, endpoint: str, body: Body) -> Translated | None:
+        """None: its API is OpenAI's."""
+        return None
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """LMDeploy ends with a traceback; of a dead engine process the reason stands above the server's own."""

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from backends.adapter import (
+    Body,
     Call,
+    Daemon,
     Distribution,
     LaunchSpec,
     Objection,
@@ -35,6 +37,7 @@ from backends.openai_probe import openai_probe
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
 from backends.sources import SourceKind
+from backends.translation import Translated
 from backends.weights import folder_source_objections, hf_folder_problem
 
 STOP_GRACE_S = 30.0
@@ -261,6 +264,10 @@ class Vllm:
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = True
     sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope"})
+    engine_keys: frozenset[str] = frozenset()
+    obtaining = ""
+    daemon_name = ""
+    chooses_templates = False
     programs = ("vllm",)
     distributions = DISTRIBUTIONS
     options = OPTIONS
@@ -392,6 +399,14 @@ class Vllm:
         if number_said(OPTIONS, backend, *SHARE_FLAGS, "kv-cache-memory-bytes") is not None:
             return []
         return ["--gpu-memory-utilization", f"{int(1000 * limit_bytes / total_bytes) / 1000:g}"]
+
+    def daemon(self, first: BackendSettings, engine: EngineSettings) -> Daemon | None:
+        """None: each backend is a process of its own."""
+        return None
+
+    def translate(self, backend: BackendSettings, endpoint: str, body: Body) -> Translated | None:
+        """None: its API is OpenAI's."""
+        return None
 
     def diagnose(self, status: ExitStatus, tail: Sequence[str]) -> Diagnosis:
         """vLLM reports the root cause above its last lines ("See root cause above"): the whole tail is searched."""

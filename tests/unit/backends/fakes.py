@@ -106,6 +106,12 @@ class FakeRun:
         if not self.status.done():
             self.status.set_result(status)
 
+    async def settle_in(self) -> None:
+        """A process."""
+
+    async def load(self) -> None:
+        """A process."""
+
     async def checked(self, times: int) -> None:
         """Until so many health checks in all have come."""
         await until(lambda: self.health_calls >= times)
