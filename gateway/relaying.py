@@ -20,6 +20,7 @@ from gateway.normalisation import Appearance, Normaliser
 from gateway.observation import Observation
 from gateway.sse import EventSplitter, EventTooLong, error_event
 from gateway.stream_watch import StreamWatch, usage_of
+from gateway.translating import TranslatedAnswer
 from gateway.upstream_connection import Answer
 from gateway.upstream_errors import UpstreamError
 
@@ -33,7 +34,7 @@ PASSED_ON = (b"content-type",)
 
 
 async def relay(
-    answer: Answer,
+    answer: Answer | TranslatedAnswer,
     client: Client,
     headers: Headers,
     seen: Observation,
@@ -82,7 +83,7 @@ def _normalised(body: bytes, look: Appearance, seen: Observation) -> bytes:
     return orjson.dumps(parsed) if Normaliser(look).whole(parsed) else body
 
 
-async def _beginning(answer: Answer, limit_bytes: int) -> bytes:
+async def _beginning(answer: Answer | TranslatedAnswer, limit_bytes: int) -> bytes:
     body = b""
     async for piece in answer.chunks():
         body += piece
@@ -92,7 +93,11 @@ async def _beginning(answer: Answer, limit_bytes: int) -> bytes:
 
 
 async def _relay_stream(
-    answer: Answer, client: Client, seen: Observation, watch: StreamWatch, observe_gap: Callable[[float], None]
+    answer: Answer | TranslatedAnswer,
+    client: Client,
+    seen: Observation,
+    watch: StreamWatch,
+    observe_gap: Callable[[float], None],
 ) -> bool:
     try:
         await _relay_events(answer, client, seen, watch, observe_gap)
@@ -115,7 +120,11 @@ async def _relay_stream(
 
 
 async def _relay_events(
-    answer: Answer, client: Client, seen: Observation, watch: StreamWatch, observe_gap: Callable[[float], None]
+    answer: Answer | TranslatedAnswer,
+    client: Client,
+    seen: Observation,
+    watch: StreamWatch,
+    observe_gap: Callable[[float], None],
 ) -> None:
     splitter = EventSplitter()
     last: float | None = None

@@ -23,6 +23,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter as clock  # not loop.time(): uvloop's stands still for whole milliseconds
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -30,6 +31,7 @@ import orjson
 from backends.adapter import TokenizeRequest, Unsupported
 from backends.fleet import NO_NAMES, Fleet
 from backends.lease import BackendUnavailable, Lease
+from backends.translation import Translated, Untranslatable
 from gateway.affinity import affinity
 from gateway.client import Client, ClientGone, Headers, Receive, Scope, Send
 from gateway.enforcement import enforce
@@ -53,6 +55,7 @@ from gateway.observation import STATUS_CLIENT_GONE, Observation, log_line
 from gateway.relaying import relay
 from gateway.routing import Route, Routes
 from gateway.sse import error_event
+from gateway.translating import TranslatedAnswer
 from gateway.upstream import UpstreamPool
 from gateway.upstream_errors import BrokenAnswer, ConnectFailed, ConnectTimedOut, UpstreamError
 
@@ -159,12 +162,17 @@ class Serving:
             route = prepared.route
             seen.phase = "forward"
             headers = _upstream_headers(upstream_id, lease.authorization)
-            target = f"{lease.address.base_path}/{endpoint}"
+            # Anew for each attempt: a translation reads one answer.
+            translated = _translated(route, endpoint, prepared.asked)
+            target = translated.target if translated is not None else f"{lease.address.base_path}/{endpoint}"
+            body = translated.body if translated is not None else prepared.asked
+            if lease.served_name is not None:
+                body = {**body, "model": lease.served_name}
             seen.sent_at = clock()
-            async with self._pool.exchange(lease.address, "POST", target, headers, prepared.body) as answer:
+            async with self._pool.exchange(lease.address, "POST", target, headers, orjson.dumps(body)) as answer:
                 seen.phase = "relay"
                 return await relay(
-                    answer,
+                    answer if translated is None else TranslatedAnswer(answer, translated.answer),
                     client,
                     [*_own_headers(seen), *_ignored_header(prepared.ignored)],
                     seen,
@@ -299,7 +307,7 @@ class _Prepared:
     """A request as the engine of *route* is to get it; *ignored* parameters were left out."""
 
     route: Route
-    body: bytes
+    asked: dict[str, Any]
     ignored: Sequence[str]
 
 
@@ -307,7 +315,8 @@ def _prepare(envelope: Envelope, route: Route, endpoint: str) -> _Prepared:
     """Raises BadRequest."""
     body = enforce(envelope, route)
     asked = normalise_request(body, route.adapter.dialect, endpoint, ignores=route.ignores_unsupported)
-    return _Prepared(route, orjson.dumps(asked.body), asked.ignored)
+    _translated(route, endpoint, asked.body)  # what cannot be said, is refused before anything is loaded for it
+    return _Prepared(route, asked.body, asked.ignored)
 
 
 def move_reason(problem: UpstreamError | BackendError) -> str | None:
@@ -348,6 +357,14 @@ def _own_headers(seen: Observation) -> Headers:
 def _ignored_header(names: Sequence[str]) -> Headers:
     """Which parameters were left out, because the engine does not honour them and the operator wants it so."""
     return [(b"x-unigate-ignored-params", ", ".join(names).encode())] if names else []
+
+
+def _translated(route: Route, endpoint: str, body: dict[str, Any]) -> Translated | None:
+    """*body* in the API of the route's engine, None where that is OpenAI's. Raises BadRequest."""
+    try:
+        return route.adapter.translate(route.backend, endpoint, body)
+    except Untranslatable as problem:
+        raise BadRequest(str(problem), param=problem.param, code=problem.code) from problem
 
 
 def _upstream_id(request_id: str) -> str:
