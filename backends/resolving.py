@@ -103,5 +103,6 @@ def _conda_remedy(name: str, found: list[str]) -> str:
 
 def _not_installed(environment: Environment, adapter: Adapter) -> EnvironmentUnusable:
     name = adapter.distributions[0].name if adapter.distributions else adapter.engine
-    remedy = f"run: {environment.python} -m pip install {name}; or write the engine's command instead"
+    remedy = adapter.obtaining or f"run: {environment.python} -m pip install {name}"
+    remedy = f"{remedy}; or write the engine's command instead"
     return EnvironmentUnusable(f"{environment.folder}: {adapter.engine} is not installed there", remedy)

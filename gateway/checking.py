@@ -97,10 +97,14 @@ def _engines(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(loc, engine, False, str(problem), problem.remedy)
             continue
         if not command:
+            url = config.engine_settings(engine).url
+            if url:
+                yield Finding(("engines", engine, "url"), engine, True, f"runs elsewhere, at {url}; it is not asked")
             continue
         found = shutil.which(command[0], path=environ.get("PATH"))
         if found is None:
-            remedy = f"install {engine}, or write its command as engines.{engine}.command"
+            how = ADAPTERS[engine].obtaining or f"install {engine}"
+            remedy = f"{how}, or write its command as engines.{engine}.command"
             yield Finding(loc, engine, False, f"the command {command[0]} was not found", remedy)
         else:
             yield Finding(loc, engine, True, f"the command is {found}")
@@ -115,6 +119,9 @@ def _models(config: Config) -> Iterator[Finding]:
             # What is wrong with it as it is written, is told below.
             if not any(objection.path == ("weights",) for objection in objections):
                 yield _source(backend, backend.source, config.gateway.models_dir, adapter)
+        elif backend.source is not None:
+            shown = f"{backend.source}, which {backend.engine} gets itself at the first start"
+            yield Finding(("models", backend.name, "weights"), backend.name, True, shown)
         elif backend.weights is not None:
             yield _weights(backend, backend.weights, adapter)
         if backend.template_file is not None:
@@ -223,6 +230,8 @@ def settled(config: Config, engine: str, environ: Mapping[str, str]) -> EngineSe
 
 def command_of(settings: EngineSettings, engine: str) -> tuple[str, ...]:
     """The command that settled *settings* start *engine* with; empty for one we do not start."""
+    if settings.url:
+        return ()
     return settings.command or ADAPTERS[engine].default_command()
 
 

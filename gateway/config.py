@@ -67,7 +67,7 @@ from gateway.config_values import (
 )
 from gateway.engine_options import read_options
 
-Engine = Literal["vllm", "lmdeploy", "llamacpp", "external"]
+Engine = Literal["vllm", "lmdeploy", "ollama", "llamacpp", "external"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 """The engines a configuration may name; an engine added to the word above is known everywhere in this package."""
 
@@ -281,8 +281,12 @@ def _no_mapping() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
-_WAYS = ("command", "conda", "python", "venv")
-"""The keys that say how an engine is started; one of them at most."""
+_WAYS = ("command", "conda", "python", "venv", "url")
+"""The keys that say how an engine is started, or that it runs already; one of them at most."""
+_SOME_ENGINES = ("url", "models_dir", "num_parallel", "go_templates")
+"""The keys that only some engines have: those their adapter names."""
+_OF_OUR_DAEMON = ("models_dir", "num_parallel", "go_templates", "env")
+"""The keys that have no effect on a daemon which somebody else runs."""
 
 
 class EngineConfig(Section):
@@ -303,6 +307,16 @@ class EngineConfig(Section):
     version: Version | None = Field(None, description="Only with venv: the engine's exact version, in quotes.")
     env: Env = Field(default_factory=_no_mapping, repr=False, description="Environment variables of its processes.")
     socket: Literal["unix", "tcp"] = Field("unix", description="Whether the engine listens on a Unix socket or a port.")
+    url: Url | None = Field(
+        None, description="Only ollama: address of one that runs already, such as http://127.0.0.1:11434."
+    )
+    models_dir: AnyPath | None = Field(None, description="Only ollama: where it keeps its models; default its own.")
+    num_parallel: Whole | None = Field(
+        None, ge=1, le=1024, description="Only ollama: requests worked on at once for each model; default its own, one."
+    )
+    go_templates: Flag = Field(
+        False, description="Only ollama: whether Modelfiles' Go templates are used instead of those in the weights."
+    )
 
     @classmethod
     def contradictions(cls, given: Mapping[str, object]) -> Iterator[Refusal]:
@@ -314,6 +328,9 @@ class EngineConfig(Section):
             yield Refusal(("venv",), "needs a version", 'add version: "X", as in `unigate engine install NAME==X`')
         if "version" in given and "venv" not in given:
             yield Refusal(("version",), "has no effect without venv: managed", "add that, or remove it")
+        if "url" in given:
+            message = "has no effect on a daemon that somebody else runs"
+            yield from _misplaced(_OF_OUR_DAEMON, given, message)
 
     def way(self) -> str | None:
         """The key that says how the engine is started; None leaves that to its adapter."""
@@ -321,7 +338,16 @@ class EngineConfig(Section):
 
     def settings(self) -> EngineSettings:
         """This engine as the backends package reads it; what it names is not looked up."""
-        return EngineSettings(self.command, self.env, self.socket, self._choice())
+        return EngineSettings(
+            self.command,
+            self.env,
+            self.socket,
+            self._choice(),
+            url=self.url or "",
+            models_dir=self.models_dir,
+            num_parallel=self.num_parallel,
+            go_templates=self.go_templates,
+        )
 
     def _choice(self) -> EnvironmentChoice | None:
         if self.conda is not None:
@@ -334,7 +360,18 @@ class EngineConfig(Section):
 class TemplateConfig(Section):
     """The chat template of one model."""
 
-    source: AnyPath = Field(alias="from", description="Path of the chat template file to use (Jinja).")
+    source: AnyPath | None = Field(None, alias="from", description="Path of the chat template file to use (Jinja).")
+    engine: Flag = Field(
+        False, description="Only ollama, instead of from: take what the engine has, though it is not the weights' own."
+    )
+
+    @classmethod
+    def contradictions(cls, given: Mapping[str, object]) -> Iterator[Refusal]:
+        """Refuses a section that names no template, or two."""
+        if "from" in given and "engine" in given:
+            yield Refusal(("engine",), "names a template, and so does from", "keep one of them")
+        if "from" not in given and "engine" not in given:
+            yield Refusal(("from",), "is missing", "add it (path of the chat template file to use (Jinja))")
 
 
 class BackoffConfig(Section):
@@ -501,7 +538,11 @@ class ModelConfig(Section):
                     yield Refusal(objection.path, objection.message, objection.remedy)
 
     def objections(self) -> Iterator[Refusal]:
-        """Refuses weights from where the engine cannot have them."""
+        """Refuses weights from where the engine cannot have them, and a template it would not choose."""
+        takes_engines_own = self.template is not None and self.template.engine
+        if self.engine is not None and takes_engines_own and not ADAPTERS[self.engine].chooses_templates:
+            message = f"has no effect: {self.engine} takes the template of the weights, or the one it is given"
+            yield Refusal(("template", "engine"), message, "remove it")
         if self.engine is None or self.weights is None:
             return
         known = ADAPTERS[self.engine].sources
@@ -538,6 +579,7 @@ class ModelConfig(Section):
             env=self.env,
             context_length=self.context_length,
             template_file=self.template.source if self.template else None,
+            template_is_engines=self.template is not None and self.template.engine,
             on_demand=self.load == "on_demand",
             idle_unload_s=self.idle_unload_s,
             readiness=self.readiness,
@@ -617,6 +659,11 @@ class Config(Section):
 
     def objections(self) -> Iterator[Refusal]:
         """Refuses adapters of what is no model, or of one whose engine takes none."""
+        for adapter in ADAPTERS.values():
+            is_used = any(model.engine == adapter.engine for model in self.models.values())
+            if is_used and adapter.daemon_name in self.models:
+                message = f"is the name of {adapter.engine}'s own backend"
+                yield Refusal(("models", adapter.daemon_name), message, "give the model another name")
         bases = {name: model for name, model in self.models.items() if model.base is None}
         for name, model in self.models.items():
             if model.base is None:
@@ -674,9 +721,13 @@ def _engine_refusals(engines: Mapping[Any, object]) -> Iterator[Refusal]:
         elif engine and not ADAPTERS[name].launches:
             message = "has no effect: unigate does not start external servers"
             yield Refusal(("engines", name), message, "remove it; url and api_key belong to the model")
-        elif isinstance(engine, Mapping) and engine.get("socket") == "unix" and "unix" not in ADAPTERS[name].sockets:
-            message = f"{name} cannot listen on a Unix socket, only on a port"
-            yield Refusal(("engines", name, "socket"), message, "remove it, or write tcp")
+        elif isinstance(engine, Mapping):
+            if engine.get("socket") == "unix" and "unix" not in ADAPTERS[name].sockets:
+                message = f"{name} cannot listen on a Unix socket, only on a port"
+                yield Refusal(("engines", name, "socket"), message, "remove it, or write tcp")
+            for key in _SOME_ENGINES:
+                if engine.get(key) is not None and key not in ADAPTERS[name].engine_keys:
+                    yield Refusal(("engines", name, key), f"is no key of {name}", "remove it")
 
 
 def _name_refusals(models: Mapping[Any, object]) -> Iterator[Refusal]:

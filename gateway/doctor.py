@@ -106,6 +106,10 @@ def _engines(places: Places, environ: Mapping[str, str]) -> Iterator[Reading]:
             yield Reading("engines", engine, f"{problem}; {problem.remedy}", False)
             continue
         command = named or adapter.default_command()
+        configured = places.engines.get(engine)
+        if configured is not None and configured.url:
+            yield Reading("engines", engine, f"runs elsewhere, at {configured.url}")
+            continue
         if not command:
             continue
         if command[0] == sys.executable and not named:
@@ -118,7 +122,7 @@ def _engines(places: Places, environ: Mapping[str, str]) -> Iterator[Reading]:
         # One that the configuration names has to be there; another is merely not used here.
         missing = None if not named else False
         yield Reading("engines", engine, found or f"{command[0]} was not found", True if found else missing)
-    for name in ("lmdeploy", "ollama", "llama-server"):
+    for name in ("llama-server",):
         found = shutil.which(name, path=environ.get("PATH"))
         if found:
             yield Reading("engines", name, found, True)

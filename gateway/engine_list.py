@@ -64,6 +64,8 @@ def list_engines(
 def _used(
     adapter: Adapter, settings: EngineSettings, environments: Environments
 ) -> tuple[FoundEngine, Environment | None]:
+    if settings.url:
+        return FoundEngine(adapter.engine, True, False, "url", settings.url, "", True, "runs elsewhere"), None
     if settings.environment is not None:
         return _chosen(adapter, settings, settings.environment, environments)
     command = settings.command or adapter.default_command()
@@ -107,7 +109,7 @@ def _how_to_get(adapter: Adapter) -> str:
     name = f"engines.{adapter.engine}"
     where = f"say where it is: {name}.conda, {name}.python or {name}.command"
     if not adapter.distributions:
-        return where
+        return f"{adapter.obtaining}, or {where}" if adapter.obtaining else where
     usual = adapter.distributions[0]
     return f"run: unigate engine install {usual.name}=={usual.version}, or {where}"
 

@@ -1,6 +1,8 @@
-"""How Ollama's /v1 differs from OpenAI's. Sources name files of https://github.com/ollama/ollama at v0.33.0-rc2.
+"""How Ollama differs from OpenAI. Sources name files of https://github.com/ollama/ollama at v0.33.0-rc2.
 
-Numbers in brackets are those of tests/recordings/ollama.jsonl: answers of the real server.
+Requests go to its native API, through `ollama_native`, so what is refused here is what that cannot say. Answers of its
+/v1 are known here too, for an Ollama that is reached as an external server. Numbers in brackets are those of
+tests/recordings/ollama.jsonl and ollama_native.jsonl: answers of the real server.
 """
 
 from __future__ import annotations
@@ -21,23 +23,27 @@ from backends.dialect import (
 )
 
 _CHAT, _COMPLETIONS = frozenset({CHAT}), frozenset({COMPLETIONS})
-_NO_FIELD = "openai/openai.go ChatCompletionRequest, CompletionRequest: no such field, unknown ones are ignored"
+_NO_FIELD = "api/types.go ChatRequest, GenerateRequest, Options: no such field; openai/openai.go has none either"
 _LOADED = "server/routes.go GenerateHandler: an empty prompt only loads the model, nothing is generated"
 
 DIALECT = Dialect(
-    renamed=(Renamed("max_completion_tokens", "max_tokens", f"{_NO_FIELD} [56]: asked for 4 tokens, got 26"),),
+    renamed=(
+        Renamed("max_completion_tokens", "max_tokens", "one option for both: num_predict; /v1 ignores this name [56]"),
+    ),
     unhonoured=(
         Unhonoured("n", f"{_NO_FIELD} [57]", harmless=(1,)),
         Unhonoured("best_of", _NO_FIELD, harmless=(1,), endpoints=_COMPLETIONS),
         Unhonoured("tool_choice", f"{_NO_FIELD} [213]", harmless=("auto",), endpoints=_CHAT),
         Unhonoured("parallel_tool_calls", _NO_FIELD, harmless=(True,), endpoints=_CHAT),
         Unhonoured("logit_bias", _NO_FIELD, harmless=({},)),
-        Unhonoured("logprobs", "openai/openai.go ToCompletion: asked of the runner, left out", endpoints=_COMPLETIONS),
         Unhonoured("echo", _NO_FIELD, harmless=(False,), endpoints=_COMPLETIONS),
-        Unhonoured("response_format", _NO_FIELD, harmless=({"type": "text"},), endpoints=_COMPLETIONS),
-        Unhonoured("top_k", _NO_FIELD),
-        Unhonoured("min_p", _NO_FIELD, harmless=(0,)),
-        Unhonoured("repetition_penalty", _NO_FIELD, harmless=(1,)),
+        Unhonoured("suffix", "a prompt that is sent as it is takes none", harmless=("",), endpoints=_COMPLETIONS),
+        Unhonoured("functions", _NO_FIELD, harmless=([],), endpoints=_CHAT),
+        Unhonoured("function_call", _NO_FIELD, harmless=("none",), endpoints=_CHAT),
+        Unhonoured("continue_final_message", _NO_FIELD, harmless=(False,), endpoints=_CHAT),
+        Unhonoured("add_generation_prompt", _NO_FIELD, harmless=(True,), endpoints=_CHAT),
+        Unhonoured("ignore_eos", _NO_FIELD, harmless=(False,)),
+        Unhonoured("min_tokens", _NO_FIELD, harmless=(0,)),
         Unhonoured("stop_token_ids", _NO_FIELD, harmless=([],)),
         *(Unhonoured(f"guided_{what}", _NO_FIELD) for what in ("json", "regex", "choice", "grammar")),
         Unhonoured("structured_outputs", _NO_FIELD),
@@ -60,8 +66,9 @@ DIALECT = Dialect(
     finishes=(Finish("load", "stop", _LOADED), Finish("unload", "stop", _LOADED)),
     error_forms=(
         error_form(
-            r"exceed_context_size_error|exceeds maximum context length",
-            source="llama-server's error as a text, server/routes.go EmbedHandler [139]",
+            r"exceed_context_size_error|exceeds maximum context length|longer than the context length|"
+            r"exceeds the context length",
+            source="llama-server's error as a text [94], llm/llama_server.go, server/routes.go EmbedHandler [139]",
             code="context_length_exceeded",
         ),
         error_form(

@@ -108,13 +108,14 @@ WHOLE = [recording for recording in REPLAYED if recording not in ERRORS and not 
 class Replay:
     """A gateway before a server that answers with recordings, both on a loop of their own thread."""
 
-    def __init__(self, folder: Path, dialect: Dialect) -> None:
+    def __init__(self, folder: Path, dialect: Dialect, adapter: External | None = None) -> None:
         self.recording: Recording | None = None
         self.asked = b""
         """The body of the last request that came through the gateway."""
         self.port = 0
         self._folder = folder
-        self._dialect = dialect
+        self._adapter = adapter or External()
+        self._adapter.dialect = dialect
         self._is_ready = threading.Event()
         self._thread = threading.Thread(target=lambda: uvloop.run(self._run()))
         self._end: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -168,10 +169,8 @@ class Replay:
         file = self._folder / "unigate.yaml"
         models = {"public": model, "lenient": {**model, "unsupported_parameters": "ignore"}}
         file.write_text(yaml.safe_dump({"gateway": settings, "models": models}))
-        adapter = External()
-        adapter.dialect = self._dialect
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gateway.app.ADAPTERS", {**ADAPTERS, "external": adapter})
+            patch.setattr("gateway.app.ADAPTERS", {**ADAPTERS, "external": self._adapter})
             return build(load_config(file, {}))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

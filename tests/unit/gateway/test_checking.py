@@ -217,3 +217,32 @@ def test_a_model_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     finding = finding_of(on_hub(tmp_path))
     assert (finding.is_good, finding.remedy) == (False, f"run: {sys.executable} -m pip install 'unigate[sources]'")
+
+
+def test_an_ollama_that_runs_elsewhere(tmp_path: Path) -> None:
+    """It is not looked for on the PATH; a published model is left to it."""
+    read = Config.model_validate(
+        {
+            "gateway": {"state_dir": str(tmp_path), "port": free_port()},
+            "engines": {"ollama": {"url": "http://127.0.0.1:11434"}},
+            "models": {"a": {"engine": "ollama", "weights": "ollama:qwen2.5:7b"}},
+        }
+    )
+    findings = static_findings(read, {})
+    assert all(finding.is_good for finding in findings)
+    shown = [finding.message for finding in findings]
+    assert "runs elsewhere, at http://127.0.0.1:11434; it is not asked" in shown
+    assert "ollama:qwen2.5:7b, which ollama gets itself at the first start" in shown
+
+
+def test_an_ollama_that_is_missing(tmp_path: Path) -> None:
+    """The remedy says where it comes from."""
+    read = Config.model_validate(
+        {
+            "gateway": {"state_dir": str(tmp_path), "port": free_port()},
+            "models": {"a": {"engine": "ollama", "weights": "ollama:qwen2.5:7b"}},
+        }
+    )
+    (finding,) = [finding for finding in static_findings(read, {"PATH": ""}) if not finding.is_good]
+    assert finding.message == "the command ollama was not found"
+    assert finding.remedy.startswith("install it as https://ollama.com/download says")

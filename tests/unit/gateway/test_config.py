@@ -400,7 +400,7 @@ def test_all_problems_at_once() -> None:
     }
 
 
-@pytest.mark.parametrize("engine", ["sglang", "ollama", "VLLM", "", 5])
+@pytest.mark.parametrize("engine", ["sglang", "Ollama", "VLLM", "", 5])
 def test_unknown_engine(engine: object) -> None:
     """A model's engine is one of those known, to the letter."""
     assert list(model_complaints(engine=engine)) == [("engine",)]
@@ -634,3 +634,45 @@ def test_places() -> None:
     assert place(("models", "Qwen/Qwen2.5", "aliases", 0)) == 'models."Qwen/Qwen2.5".aliases[0]'
     assert place(("models", "Qwen/Qwen2", "env")) == "models.Qwen/Qwen2.env"
     assert place(("models", "a\x1bb")) == 'models."a\\u001bb"'
+
+
+OLLAMA: Mapping[str, Any] = {"engine": "ollama", "weights": "ollama:qwen2.5:7b"}
+
+
+def ollama_complaints(engine: Mapping[str, Any], **models: Mapping[str, Any]) -> dict[Loc, str]:
+    """What is wrong with a model on Ollama so configured."""
+    return complaints({"engines": {"ollama": engine}, "models": models or {"m": OLLAMA}})
+
+
+def test_ollamas_own_keys() -> None:
+    """They reach the backends package; other engines have none of them."""
+    engine = {"models_dir": "/data", "num_parallel": 4, "go_templates": True}
+    settings = read({"engines": {"ollama": engine}, "models": {"m": OLLAMA}}).engine_settings("ollama")
+    assert (settings.models_dir, settings.num_parallel, settings.go_templates) == (Path("/data"), 4, True)
+    for key, value in engine.items():
+        found = complaints({"engines": {"vllm": {key: value}}, "models": {"qwen": VLLM}})
+        assert list(found) == [("engines", "vllm", key)]
+
+
+def test_a_daemon_that_runs_elsewhere_takes_no_settings() -> None:
+    """What only a daemon of ours could be told is refused beside url, and so is a second way to start it."""
+    url = "http://127.0.0.1:11434"
+    assert read({"engines": {"ollama": {"url": url}}, "models": {"m": OLLAMA}}).engine_settings("ollama").url == url
+    assert list(ollama_complaints({"url": url, "models_dir": "/d"})) == [("engines", "ollama", "models_dir")]
+    assert list(ollama_complaints({"url": url, "env": {"A": "b"}})) == [("engines", "ollama", "env")]
+    assert list(ollama_complaints({"url": url, "command": "ollama serve"})) == [("engines", "ollama", "url")]
+
+
+def test_the_daemons_name_is_taken() -> None:
+    """No model may be called as the daemon's own backend is, where there is one."""
+    assert list(ollama_complaints({}, ollama=OLLAMA)) == [("models", "ollama")]
+    assert read({"models": {"ollama": VLLM}}).models["ollama"].engine == "vllm"
+
+
+def test_a_template_of_the_engines_own() -> None:
+    """Either a file, or whatever the engine has; not both, not neither."""
+    (backend,) = read({"models": {"m": {**OLLAMA, "template": {"engine": True}}}}).backend_settings()
+    assert (backend.template_is_engines, backend.template_file) == (True, None)
+    assert list(model_complaints(template={"from": "t", "engine": True})) == [("template", "engine")]
+    assert list(model_complaints(template={"engine": True})) == [("template", "engine")]
+    assert list(model_complaints(template={})) == [("template", "from")]

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from gateway.config import Config
+from gateway.config import ENGINES, Config
 from gateway.config_file import (
     FILE_LIMIT_BYTES,
     ConfigError,
@@ -60,9 +60,10 @@ pytestmark = pytest.mark.usefixtures("folder")
 def test_example_loads() -> None:
     """The published example is a valid configuration once its key is in the environment."""
     config = load_config(EXAMPLE, {"UNIGATE_KEY": "sk-1", "UNIGATE_PORT": "9090", "HOME": "/home/ada"})
-    names = ["qwen-base", "qwen-lora", "qwen-sql", "qwen-awq", "Qwen/Qwen2.5-0.5B-GGUF", "elsewhere"]
+    names = ["qwen-base", "qwen-lora", "qwen-sql", "qwen-awq", "Qwen/Qwen2.5-0.5B-GGUF"]
+    names += ["qwen-ollama", "elsewhere"]
     assert list(config.models) == names
-    assert {backend.engine for backend in config.backend_settings()} == {"vllm", "lmdeploy", "llamacpp", "external"}
+    assert {backend.engine for backend in config.backend_settings()} == set(ENGINES)
     assert config.gateway.port == 9090
     assert config.gateway.keys[0].key.get_secret_value() == "sk-1"
     assert config.models["qwen-lora"].options["gpu_memory_utilization"] == 0.45
@@ -201,7 +202,10 @@ def test_raises_without_a_chain() -> None:
             "engines.lmdeploy.socket: lmdeploy cannot listen on a Unix socket, only on a port; remove it, or write tcp",
         ),
         ("engines: {vlm: {}}", 'engines.vlm: unknown engine; did you mean "vllm"?'),
-        ("engines: {sglang: {}}", "engines.sglang: unknown engine; known here: vllm, lmdeploy, llamacpp, external"),
+        (
+            "engines: {sglang: {}}",
+            "engines.sglang: unknown engine; known here: vllm, lmdeploy, ollama, llamacpp, external",
+        ),
         ("engines: 5", 'engines: must be a mapping of "key: value" lines, not 5'),
     ],
 )
@@ -213,7 +217,7 @@ def test_plain_sentences(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ("engine: sglang", 'q.engine: must be "vllm", "lmdeploy", "llamacpp" or "external", not "sglang"'),
+        ("engine: sglang", 'q.engine: must be "vllm", "lmdeploy", "ollama", "llamacpp" or "external", not "sglang"'),
         ("load: on-demand", 'q.load: must be "startup" or "on_demand", not "on-demand"; did you mean "on_demand"?'),
         ("load: on", 'q.load: must be "startup" or "on_demand", not on (to YAML true)'),
         ("aliases: x", "q.aliases: must be a list, not text; write it as a list: [one, two]"),
@@ -254,7 +258,7 @@ def test_missing_key_stands_at_its_section() -> None:
     """A missing key is told at the line of the section that lacks it."""
     assert lines("models:\n\n  q:\n    weights: w\n") == [
         "unigate.yaml:3: models.q.engine: is missing; "
-        "add it (the engine that serves the model: vllm, lmdeploy, llamacpp, external)"
+        "add it (the engine that serves the model: vllm, lmdeploy, ollama, llamacpp, external)"
     ]
 
 

@@ -120,3 +120,11 @@ def test_what_is_found_elsewhere(tmp_path: Path) -> None:
     ]  # fmt: skip
     (llamacpp,) = of("llamacpp", found)[1:]
     assert llamacpp.note == "to use it: engines.llamacpp.conda: serving"
+
+
+def test_an_engine_that_no_index_has(tmp_path: Path) -> None:
+    """A missing Ollama says where it comes from; one that runs elsewhere is shown by its address."""
+    (ollama,) = of("ollama", found_on(tmp_path))
+    assert ollama.note.startswith("ollama was not found; install it as https://ollama.com/download says")
+    (ollama,) = of("ollama", found_on(tmp_path, {"ollama": EngineSettings(url="http://127.0.0.1:11434")}))
+    assert (ollama.source, ollama.place, ollama.is_usable) == ("url", "http://127.0.0.1:11434", True)
