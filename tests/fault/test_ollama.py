@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import yaml
 
 from tests.gateways import ROOT, Gateway, fake_model, free_port, processes_of, running_gateway, until
 from tests.ollamas import ask_daemon, daemon_state, loaded, ollama_engine, ollama_model
@@ -367,3 +368,23 @@ def test_stopping_one_leaves_the_streams_of_others(tmp_path: Path) -> None:
         assert caught.value.code == "backend_broke_off"
         assert list(ours)[-1].choices[0].finish_reason == "length"
         gateway.until_state("a", "stopped")
+
+
+def test_a_reload_brings_a_model_and_other_settings_for_the_daemon(tmp_path: Path) -> None:
+    """A new model moves into the daemon that runs; new settings of the daemon are taken by a new one, for all."""
+    with ollama_gateway(tmp_path, "a") as gateway:
+        pid = gateway.backend("ollama")["pid"]
+        document = yaml.safe_load(gateway.config.read_text())
+        document["models"]["b"] = ollama_model(tmp_path, "b")
+        gateway.config.write_text(yaml.safe_dump(document))
+        gateway.ask("POST", "/admin/reload").raise_for_status()
+        gateway.until_state("b", "ready")
+        assert gateway.backend("ollama")["pid"] == pid
+        document["engines"]["ollama"]["num_parallel"] = 3
+        gateway.config.write_text(yaml.safe_dump(document))
+        gateway.ask("POST", "/admin/reload").raise_for_status()
+        until(lambda: gateway.backend("ollama")["pid"] not in (None, pid), GONE_S, "another daemon runs")
+        for name in ("a", "b"):
+            gateway.until_state(name, "ready")
+        assert "OLLAMA_NUM_PARALLEL=3" in gateway.ask("GET", "/admin/backends/ollama/logs").text
+        assert ask(gateway, "b").choices
