@@ -54,10 +54,12 @@ unit: $(DEV) ## the quick tests: pure decisions and properties
 oracle: $(DEV) engines ## our rendering beside transformers', on 786 published templates
 	$(BIN)/pytest tests/oracle
 
-# The first command is everything but the rows of the matrix, which the second one makes, shows and writes down.
+# Everything but the rows of the matrix; two models that do not fit together, for three minutes; then the matrix, which is
+# shown and written down.
 fault: $(DEV) engines ## what happens when things break: every engine with every fault, written to docs/fault-matrix.md
 	UNIGATE_INTERLEAVINGS=500 $(BIN)/pytest tests/fault tests/property/test_lifecycle.py tests/property/test_supervisor.py \
 		--hypothesis-profile=thorough --deselect tests/fault/test_matrix.py::test_every_promise_is_kept
+	$(BIN)/python -m tests.fault.alternation --seconds 180
 	$(BIN)/python -m tests.fault.matrix --write docs/fault-matrix.md
 
 engines: $(DEV) ## build the engines' own environments under ~/.cache/unigate

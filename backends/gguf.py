@@ -5,8 +5,10 @@ Source of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +23,11 @@ _LONGEST_KEY = 65_535
 _LONGEST_STRING = 64 * 1024 * 1024
 _MOST_FIELDS = 1_000_000
 
-Value = bool | int | float | str
+_MOST_NUMBERS = 4096
+"""Arrays of more numbers than this are passed over: they are the vocabulary's, not the model's shape."""
+
+Scalar = bool | int | float | str
+Value = Scalar | tuple[Scalar, ...]
 
 
 class GgufUnreadable(Exception):
@@ -29,58 +35,81 @@ class GgufUnreadable(Exception):
 
 
 def read_metadata(path: Path, wanted: Collection[str]) -> dict[str, Value]:
-    """The fields of *path* whose keys are *wanted*, or end in one of them after a dot; arrays are left out.
+    """The fields of *path* whose keys are *wanted*, or end in one of them after a dot.
 
     Blocks: a vocabulary of 150,000 tokens, which is passed over, takes a tenth of a second. Raises GgufUnreadable,
     OSError.
     """
+    with _opened(path) as file:
+        return {key: value for key, value in _fields(file) if key in wanted or key.rpartition(".")[2] in wanted}
+
+
+def read_shape(path: Path) -> dict[str, Value]:
+    """The fields of *path* that stand before its tokenizer's, which are the bulk of it. Raises as `read_metadata`."""
+    with _opened(path) as file:
+        return dict(_fields(file, until="tokenizer."))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
         try:
-            return _read(file, wanted)
+            yield file
         except (struct.error, UnicodeDecodeError) as problem:
             raise GgufUnreadable(f"{path}: its GGUF header is cut off or damaged") from problem
         except GgufUnreadable as problem:
             raise GgufUnreadable(f"{path}: {problem}") from problem
 
 
-def _read(file: BinaryIO, wanted: Collection[str]) -> dict[str, Value]:
+def _fields(file: BinaryIO, until: str | None = None) -> Iterator[tuple[str, Value]]:
+    """Every number, text and short array of numbers, in order, before the first key that begins with *until*."""
     if file.read(4) != MAGIC:
         raise GgufUnreadable(f"is not a GGUF file (it does not begin with {MAGIC.decode()})")
     version, _, count = struct.unpack("<IQQ", file.read(20))
     if version not in (2, 3) or count > _MOST_FIELDS:
         raise GgufUnreadable(f"is a GGUF file of a form that is not known here (version {version})")
-    found: dict[str, Value] = {}
     for _ in range(count):
         key = _string(file, _LONGEST_KEY)
+        if until is not None and key.startswith(until):
+            return
         value = _value(file, _number(file, "<I"))
-        if value is not None and (key in wanted or key.rpartition(".")[2] in wanted):
-            found[key] = value
-    return found
+        if value is not None:
+            yield key, value
 
 
 def _value(file: BinaryIO, kind: int) -> Value | None:
-    """The value that follows, None for an array, which is passed over."""
+    """The value that follows, None for an array that is passed over."""
     if kind == _STRING:
         return _string(file, _LONGEST_STRING)
     if kind == _ARRAY:
-        _skip_array(file)
-        return None
+        return _array(file)
     if kind not in _FORMATS:
         raise GgufUnreadable(f"holds a value of an unknown kind ({kind})")
-    value: Value = struct.unpack(_FORMATS[kind], file.read(struct.calcsize(_FORMATS[kind])))[0]
+    value: Scalar = struct.unpack(_FORMATS[kind], file.read(struct.calcsize(_FORMATS[kind])))[0]
     return value
 
 
-def _skip_array(file: BinaryIO) -> None:
+def _array(file: BinaryIO) -> tuple[Scalar, ...] | None:
     kind, count = struct.unpack("<IQ", file.read(12))
     if kind in _FORMATS:
-        file.seek(struct.calcsize(_FORMATS[kind]) * count, 1)
-        return
+        size = struct.calcsize(_FORMATS[kind])
+        if count <= _MOST_NUMBERS:
+            raw = file.read(size * count)
+            return tuple(number for (number,) in struct.iter_unpack(_FORMATS[kind], raw))
+        _skip(file, size * count)
+        return None
     for _ in range(count):
         if kind == _STRING:
-            file.seek(_number(file, "<Q"), 1)
+            _skip(file, _number(file, "<Q"))
         else:
             _value(file, kind)
+    return None
+
+
+def _skip(file: BinaryIO, count: int) -> None:
+    if count > os.fstat(file.fileno()).st_size:
+        raise GgufUnreadable("holds an array or a text of an impossible length")
+    file.seek(count, 1)
 
 
 def _string(file: BinaryIO, longest: int) -> str:

@@ -136,6 +136,6 @@ def gguf_context_length(metadata: Mapping[str, Any]) -> int | None:
 def _count(fields: Mapping[str, Any], name: str) -> int:
     """A positive whole number of *fields*; 0 for what is missing or something else (per-layer lists: their largest)."""
     value = fields.get(name)
-    if isinstance(value, list) and value:
+    if isinstance(value, list | tuple) and value:
         value = max((item for item in value if isinstance(item, int)), default=0)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -288,7 +288,9 @@ class Supervisor:
                     await self._wait_for_ready()
                     lease = self.try_lease()
         except TimeoutError:
-            message = f"{self.backend.name} is {self._describe()}, and did not become ready within {round(max_wait_s, 1):g} s"
+            message = (
+                f"{self.backend.name} is {self._describe()}, and did not become ready within {round(max_wait_s, 1):g} s"
+            )
             raise BackendUnavailable("model_not_ready", message, self._retry_after_s(), self._diagnosis) from None
         return lease
 

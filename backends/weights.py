@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backends.adapter import Objection
+from backends.gguf import MAGIC
 from backends.sources import HubSource, RemoteSource
 
-GGUF_MAGIC = b"GGUF"
 LFS_START = b"version "
 """What a Git LFS pointer begins with, as far as it is looked at (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
 HEADER_LIMIT_BYTES = 100_000_000
@@ -35,8 +35,8 @@ def gguf_problem(weights: Path) -> str | None:
         hint = f"; did you mean {weights / inside[0]}?" if inside else "; this engine takes one .gguf file"
         return f"{weights}: is a folder{hint}"
     with weights.open("rb") as file:
-        if file.read(4) != GGUF_MAGIC:
-            return f"{weights}: is not a GGUF file (it does not begin with {GGUF_MAGIC.decode()})"
+        if file.read(4) != MAGIC:
+            return f"{weights}: is not a GGUF file (it does not begin with {MAGIC.decode()})"
     return None
 
 

@@ -252,7 +252,7 @@ async def test_gpu_memory_that_nobody_is_said_to_hold() -> None:
 async def test_a_guess_settles_for_what_there_is(tmp_path: Path) -> None:
     """A reckoned need makes do with what strangers leave, once the device's free memory has stopped moving."""
     weights = tmp_path / "m.gguf"
-    weights.write_bytes(b"GGUF" + bytes(20))
+    weights.write_bytes(b"GGUF\x03\0\0\0" + bytes(16))
     async with ground(FakeGpu(total=1000, free=900)) as made:
         grant = await made.ask("a", None, engine="llamacpp", weights=weights, args={"ngl": 99}).granted()
         assert grant.claims == {0: 900}

@@ -125,8 +125,8 @@ async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
 async def test_a_waiter_has_a_deadline(tmp_path: Path) -> None:
     """Waiting longer than max_wait_s ends in `model_not_ready`, saying what the backend is doing."""
     async with living_backend(tmp_path, settings(tmp_path)) as world:
-        with pytest.raises(BackendUnavailable, match=r"m is starting .*did not become ready within 0.02 s") as refusal:
-            await world.supervisor.lease(0.02)
+        with pytest.raises(BackendUnavailable, match=r"m is starting .*did not become ready within 0.1 s") as refusal:
+            await world.supervisor.lease(0.1)
         assert refusal.value.code == "model_not_ready"
         assert world.supervisor.status().waiting == 0
 
