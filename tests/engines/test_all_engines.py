@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,11 @@ START_S = 360.0
 """All of them, one after the other, on a busy machine of two cores."""
 PARIS: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 
-SERVING = ("smol-vllm", "smol-llamacpp", "smol-lmdeploy")
+HAS_OLLAMA = shutil.which("ollama") is not None
+"""No package index has it; where it is missing, its model has to say so."""
+SERVING = ("smol-vllm", "smol-llamacpp", "smol-lmdeploy", *(["smol-ollama"] if HAS_OLLAMA else []))
 FAILING = {
+    **({} if HAS_OLLAMA else {"smol-ollama": ("not_started", "ollama")}),
     "no-weights": ("weights_missing", "nowhere.gguf"),
     "bad-flag": ("bad_option", "--no-such-flag"),
 }
@@ -43,6 +47,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         },
         "smol-llamacpp": {"engine": "llamacpp", "weights": str(gguf_model()), **small},
         "smol-lmdeploy": {"engine": "lmdeploy", "weights": str(hf_model()), "env": {"HF_HUB_OFFLINE": "1"}, **small},
+        "smol-ollama": {"engine": "ollama", "weights": str(gguf_model()), **small},
         "no-weights": {"engine": "llamacpp", "weights": str(folder / "nowhere.gguf")},
         "bad-flag": {"engine": "llamacpp", "weights": str(gguf_model()), "args": {"no-such-flag": True}},
     }

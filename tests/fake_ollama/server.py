@@ -171,7 +171,9 @@ class Handler(BaseHTTPRequestHandler):
     def state(self) -> None:
         """Not Ollama's: what a test wants to know."""
         children = {runner.name: runner.child.pid for runner in self.server.scheduler.shown()}
-        self._json({"asked": self.server.asked, "children": children, "loads": self.server.scheduler.loads})
+        running = sum(runner.users for runner in self.server.scheduler.shown())
+        loads = self.server.scheduler.loads
+        self._json({"asked": self.server.asked, "children": children, "loads": loads, "running": running})
 
     def tags(self) -> None:
         models = [self._model(name) for name in self.server.store.names()]

@@ -60,6 +60,7 @@ HASTY = replace(
     health_failures=2,
     probe_timeout_s=2.0,
 )
+GROWTH_S = 5.0
 MOODS = ("exit", "exit", "late", "late", "child", "deaf child", "deaf", "mute")
 REFUSALS = {"model_failed", "model_stopped", "model_not_ready", "queue_full"}
 
@@ -294,6 +295,7 @@ class Play:
                 user.result()
         self._users.clear()
         self._check_rest()
+        await self._check_growth()
 
     def _is_at_rest(self) -> bool:
         states = [self._fleet.status(self._full(name)).state for name in NAMES]
@@ -312,11 +314,18 @@ class Play:
             raise Violated(f"records of no process: {records}")
         if sockets := [path.name for path in self._sockets.glob("*")]:
             raise Violated(f"sockets of no process: {sockets}")
-        now = (len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd")))  # noqa: PTH208
-        if self._baseline is None:
-            self._baseline = now
-        if now[0] > self._baseline[0] or now[1] > self._baseline[1]:
-            raise Violated(f"(tasks, descriptors) were {self._baseline} after the first, and are {now}")
+
+    async def _check_growth(self) -> None:
+        """No more tasks and descriptors than after the first script; what is being closed may take some turns."""
+        deadline = time.monotonic() + GROWTH_S
+        while True:
+            now = (len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd")))  # noqa: PTH208
+            self._baseline = self._baseline or now
+            if now[0] <= self._baseline[0] and now[1] <= self._baseline[1]:
+                return
+            if time.monotonic() > deadline:
+                raise Violated(f"(tasks, descriptors) were {self._baseline} after the first, and are {now}")
+            await asyncio.sleep(0.05)
 
 
 def _send(pid: int, number: signal.Signals) -> None:

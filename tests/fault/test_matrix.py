@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.fault.matrix.cells import Absent, Broken, Cell, Fault, Outcome, Recovery, Seen
-from tests.fault.matrix.engines import ENGINES, LLAMACPP, REFERENCE, Engine
+from tests.fault.matrix.engines import ENGINES, LLAMACPP, OLLAMA, REFERENCE, Engine
 from tests.fault.matrix.faults import FAULTS
 from tests.fault.matrix.run import run_row
 from tests.fault.matrix.table import markdown, one_line, terminal_table
@@ -20,6 +20,7 @@ from tests.fault.matrix.table import markdown, one_line, terminal_table
     "engine",
     [
         pytest.param(REFERENCE, id="reference"),
+        pytest.param(OLLAMA, id="ollama"),
         pytest.param(LLAMACPP, id="llamacpp", marks=pytest.mark.engine_llamacpp),
     ],
 )

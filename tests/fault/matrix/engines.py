@@ -23,7 +23,9 @@ from tests.engines.environment import (
     lmdeploy_python,
     vllm_python,
 )
+from tests.fake_ollama.runners import CHILD
 from tests.gateways import Gateway, fake_engine_command, weights_in
+from tests.ollamas import COMMAND, daemon_state, ollama_engine, ollama_model
 
 RUNNING_SHARE = 0.2
 """Of one core: an engine that uses less does nothing, where it has no gauge that says so."""
@@ -128,6 +130,16 @@ def _lmdeploy_model(folder: Path) -> dict[str, Any]:
     return {"weights": str(hf_model()), "context_length": 2048, "env": env}
 
 
+def _ollama_model(folder: Path) -> dict[str, Any]:
+    return ollama_model(folder, "smol", context_length=4096)
+
+
+def _ollama_section(folder: Path) -> dict[str, Any]:
+    (section,) = ollama_engine(folder, "chunk-s=0.02").values()
+    own = {key: value for key, value in section.items() if key != "command"}
+    return {**own, "num_parallel": 2}  # with one, who comes while somebody is served waits for that one's end
+
+
 REFERENCE = Engine(
     "reference",
     "fake engine",
@@ -174,7 +186,22 @@ LMDEPLOY = Engine(
     child_args={"backend": "pytorch"},
 )
 
-ENGINES = {engine.key: engine for engine in (REFERENCE, LLAMACPP, VLLM, LMDEPLOY)}
+OLLAMA = Engine(
+    "ollama",
+    "Ollama (a fake that speaks its recordings)",
+    "ollama",
+    lambda: COMMAND,
+    _ollama_model,
+    lambda: "of this repository",
+    lambda gateway, model: float(daemon_state(gateway)["running"]),
+    Clocks(start_stall_s=5, health_timeout_s=2, first_byte_s=4, idle_s=20, patience_s=60),
+    daemon="ollama",
+    asks={},
+    section=_ollama_section,
+    child=CHILD,
+)
+
+ENGINES = {engine.key: engine for engine in (REFERENCE, LLAMACPP, VLLM, LMDEPLOY, OLLAMA)}
 
 
 def machine() -> str:
