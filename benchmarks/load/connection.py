@@ -19,6 +19,8 @@ import httptools
 from benchmarks.errors import BenchmarkError
 
 HEAD_LIMIT_BYTES = 64 * 1024
+RACE_S = 0.5
+"""How long after a request a kept connection may close for having been idle. Later it is the server that failed."""
 
 Clock = Callable[[], float]
 
@@ -186,7 +188,7 @@ class Connection(asyncio.Protocol):
         self._pool.forget(self)
         if self._listener is None:
             return
-        if not self._is_heard and self._is_reused:
+        if not self._is_heard and self._is_reused and self._clock() - self.heard_at < RACE_S:
             # The server closed an idle connection while we were taking it: no request has been answered on it.
             listener, self._listener = self._listener, None
             self._pool.ask_anew(self._request, listener)
@@ -204,6 +206,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head came; 1xx ones are not the answer."""
+        if self._is_complete:
+            return  # a second answer, which nobody asked for
         status = self._parser.get_status_code()
         if status >= 200 and self._listener is not None:
             self._is_head_read = True
@@ -211,11 +215,14 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body came."""
-        if self._listener is not None:
+        if self._listener is not None and not self._is_complete:
             self._listener.body(piece, self.heard_at)
 
     def on_message_complete(self) -> None:
         """The answer is complete, if it was one."""
+        if self._is_complete:
+            self._is_reusable = False
+            return
         self._is_complete = self._is_head_read
         self._is_reusable = self._parser.should_keep_alive()  # the parser knows this here and no longer
 

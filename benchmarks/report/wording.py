@@ -32,6 +32,7 @@ def gap_name(summary: dict[str, Any]) -> str:
 LATENCIES = (
     ("ttft", "TTFT"),
     ("ttft_from_intended", "TTFT from intended start"),
+    ("ttfo", "TTFO, after reasoning"),
     ("tpot", "TPOT"),
     ("inter_chunk", ""),
     ("e2el", "E2E"),
@@ -44,6 +45,8 @@ def latency_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """(name, a text per column of COLUMNS) of every latency that was measured."""
     found = []
     for key, name in LATENCIES:
+        if key == "ttfo" and summary["mean_ttfo_ms"] == summary["mean_ttft_ms"]:
+            continue  # nothing was thought before
         if summary[f"mean_{key}_ms"] is not None:
             values = [figure(summary[f"{column}_{key}_ms"]) for column, _ in COLUMNS]
             found.append((name or gap_name(summary), values))

@@ -150,25 +150,47 @@ async def test_a_silent_server_is_a_timeout(limits: Limits, text: str) -> None:
     assert (row.error_kind, row.error_text) == ("timeout", text)
 
 
-async def test_a_connection_that_was_closed_while_idle_is_no_failure() -> None:
-    """A server may close what is idle at the moment we take it: the request goes out again on a new one."""
+def cutting(served: int) -> Any:
+    """What answers *served* requests per connection, takes one more and cuts."""
     body = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
-    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-    asked = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal asked
+        for _ in range(served):
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.read(65536)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
         await reader.readuntil(b"\r\n\r\n")
-        await reader.read(65536)
-        writer.write(answer)
-        asked += 1
-        await reader.readuntil(b"\r\n\r\n")  # the next request is taken and never answered
         writer.transport.abort()
 
-    async with raw_server(serve) as url:
+    return serve
+
+
+async def test_a_connection_that_was_closed_while_idle_is_no_failure() -> None:
+    """A server may close what is idle at the moment we take it: the request goes out again on a new one."""
+    async with raw_server(cutting(served=1)) as url:
         rows = await drive(url, questions(4), concurrency=1, form={"is_streamed": False})
     assert [row.error_kind for row in rows] == [None] * 4
-    assert asked == 4
+    assert [row.connected is not None for row in rows] == [True] * 4
+
+
+async def test_a_kept_connection_that_is_cut_later_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that dies over a request has failed it, and is not asked the same again."""
+    monkeypatch.setattr("benchmarks.load.connection.RACE_S", 0.0)
+    async with raw_server(cutting(served=1)) as url:
+        rows = await drive(url, questions(2), concurrency=1, form={"is_streamed": False})
+    assert [row.error_kind for row in rows] == [None, "connection"]
+    assert rows[1].error_text == "the connection was closed without an answer"
+
+
+async def test_a_second_answer_is_not_the_next_requests() -> None:
+    """What a server sends beyond its answer is nobody's, and the connection is not used again."""
+    body = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
+    other = b'{"choices":[{"message":{"content":"b"},"finish_reason":"stop"}]}'
+    twice = b"".join(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(one), one) for one in (body, other))
+    async with raw_server(answering(twice)) as url:
+        rows = await drive(url, questions(2), concurrency=1, form={"is_streamed": False})
+    assert [row.text for row in rows] == ["a", "a"]
+    assert [row.connected is not None for row in rows] == [True, True]
 
 
 async def test_an_answer_without_a_length_ends_with_its_connection() -> None:

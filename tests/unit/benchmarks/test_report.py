@@ -122,6 +122,14 @@ def test_gaps_between_bundles_are_not_called_inter_token(tmp_path: Path) -> None
     assert (summary["mean_itl_ms"], summary["mean_inter_chunk_ms"]) == (None, pytest.approx(0.2))
 
 
+def test_thinking_is_shown_apart(tmp_path: Path) -> None:
+    """A model that reasons has a first token and, later, a first output; of others there is one time."""
+    thinking = [row(number, number * 0.1, first_output=number * 0.1 + 0.15) for number in range(20)]
+    text = write_report(make_run(tmp_path / "thinks", thinking)).files[1].read_text()
+    assert "| TTFO, after reasoning | 150 |" in text
+    assert "TTFO" not in write_report(make_run(tmp_path / "answers", some_rows())).files[1].read_text()
+
+
 def test_a_closed_loop_has_no_intended_start(tmp_path: Path) -> None:
     """Without a schedule there is nothing to be late for, and the load is called closed."""
     summary = summarise(read_outcome(make_run(tmp_path / "run", some_rows(), concurrency=4)))
