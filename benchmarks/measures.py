@@ -19,7 +19,7 @@ lib/endpoint_request_func.py):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.distributions import Distribution, distribution
@@ -241,7 +241,10 @@ def measure(
     counts = {(row.index, row.turn): output_tokens(row, recounts) for row in good}
     tokens = [counts[row.index, row.turn] for row in good]
     pairs = list(zip(good, tokens, strict=True))
-    arrivals = [arrival for row, count in pairs for arrival in tokens_at(row, count)]
+
+    def arrivals() -> Iterator[tuple[float, float]]:  # never all at once: a long run has millions
+        return (arrival for row, count in pairs for arrival in tokens_at(row, count))
+
     window = steady_window(rows, None if is_open else concurrency) if is_level else None
     duration = max((row.end for row in rows), default=0.0)
     is_inside = (lambda at: window[0] <= at <= window[1]) if window is not None else (lambda at: False)
@@ -261,10 +264,10 @@ def measure(
         finish_reasons=dict(sorted(Counter(row.finish_reason or "none" for row in good).items())),
         good=sum(is_within(row, count, goal) for row, count in pairs) if goal.is_set else None,
         most_in_flight=most_at_once(rows),
-        busiest_second=busiest_second(arrivals),
+        busiest_second=busiest_second(arrivals()),
         steady=window,
         steady_requests=sum(is_inside(row.end) for row in good) / length if length else None,
-        steady_tokens=sum(count for at, count in arrivals if is_inside(at)) / length if length else None,
+        steady_tokens=sum(count for at, count in arrivals() if is_inside(at)) / length if length else None,
         cached_tokens=sum(cached) if cached else None,
         ttft=distribution(_known(ttft(row) for row in good)),
         ttft_intended=distribution([row.first_token - row.intended for row in good if row.first_token is not None]),

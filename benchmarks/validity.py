@@ -22,6 +22,7 @@ MOST_MISCOUNTED = 0.01
 MOST_CACHED = 0.1
 LEAST_FOREIGN_SAMPLES = 2
 FOREIGN_PART = 0.05
+LOOK_BACK = 1000  # samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +176,12 @@ def _foreign(samples: Sequence[ClientSample], name: str) -> list[float]:
         busy = under_way(dialect, sample.servers.get(name, {}))
         if busy is None:
             continue
-        recent = [
-            other.most_in_flight
-            for other in samples[: place + 1]
-            if other.session == sample.session and sample.at - other.at <= dialect.refresh_s + 1
-        ]
-        more = busy - max(recent)
+        most = sample.most_in_flight
+        for other in reversed(samples[max(0, place - LOOK_BACK) : place]):
+            if other.session != sample.session or sample.at - other.at > dialect.refresh_s + 1:
+                break
+            most = max(most, other.most_in_flight)
+        more = busy - most
         if more > 0:
             found.append(more)
     return found

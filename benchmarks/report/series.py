@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from benchmarks.journal import ClientSample
@@ -37,9 +37,9 @@ def rates(arrivals: Iterable[tuple[float, float]], duration: float, width: float
     return points
 
 
-def token_arrivals(rows: Sequence[Row], recounts: dict[tuple[int, int], int]) -> list[tuple[float, float]]:
+def token_arrivals(rows: Sequence[Row], recounts: dict[tuple[int, int], int]) -> Iterator[tuple[float, float]]:
     """When tokens of good requests came."""
-    return [arrival for row in rows if row.is_good for arrival in tokens_at(row, output_tokens(row, recounts))]
+    return (arrival for row in rows if row.is_good for arrival in tokens_at(row, output_tokens(row, recounts)))
 
 
 def in_flight(rows: Sequence[Row]) -> Points:
