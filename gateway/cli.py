@@ -10,30 +10,36 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 import uvloop
 from rich.markup import escape
 
-from backends.engines import ADAPTERS
-from backends.environments import managed_folder
 from backends.records import StateFolderInUse, state_folder_lock
-from backends.resolving import Environments
 from benchmarks.cli import cli as bench_cli
 from gateway import __version__, app, checking, console, doctor
 from gateway.admin_client import AdminClient, AdminError, find_gateway
-from gateway.config import Config, default_engine_dir, default_models_dir
-from gateway.config_file import ConfigError, ConfigFile, load_config_file, schema_text
-from gateway.config_values import Origin, suggest
-from gateway.engine_install import InstallFailed, install, read_release
-from gateway.engine_list import list_engines
+from gateway.command_line import (
+    DEFAULT_CONFIG,
+    INTERRUPTED,
+    PROBLEMS,
+    UNUSABLE,
+    JsonOption,
+    OptionalConfigOption,
+    engine_dir,
+    fail,
+    load_file,
+    load_if_any,
+    models_dir,
+)
+from gateway.config_file import ConfigError, ConfigFile, schema_text
+from gateway.engine_cli import engine_cli
 from gateway.log_files import open_logs
 from gateway.pull import PullFailed, pull, read_sources, sources_of
 from gateway.quickstart import QuickstartError, quickstart
@@ -42,11 +48,6 @@ from gateway.starter_model import default_cache_dir
 from gateway.template_cli import template_cli
 
 Answer = TypeVar("Answer")
-
-DEFAULT_CONFIG = Path("unigate.yaml")
-PROBLEMS = 1
-UNUSABLE = 2
-INTERRUPTED = 130
 
 cli = typer.Typer(
     name="unigate",
@@ -58,7 +59,6 @@ cli = typer.Typer(
 )
 config_cli = typer.Typer(help="About the configuration file.", no_args_is_help=True)
 cli.add_typer(config_cli, name="config")
-engine_cli = typer.Typer(help="About the engines on this machine.", no_args_is_help=True)
 cli.add_typer(engine_cli, name="engine")
 cli.add_typer(template_cli, name="template")
 cli.add_typer(bench_cli, name="bench")
@@ -72,14 +72,9 @@ GatewayConfigOption = Annotated[
         "--config", "-c", metavar="FILE", help="Find the gateway by its configuration. [default: unigate.yaml]"
     ),
 ]
-EngineConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The configuration file. [default: unigate.yaml, if any]"),
-]
 UrlOption = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="The gateway's address, instead of a configuration.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name, or one replica's: MODEL#1.")]
 WaitOption = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0, help="Wait this long for the outcome.")]
 
@@ -87,18 +82,6 @@ WaitOption = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0, h
 def main() -> None:
     """The console script."""
     cli()
-
-
-def _fail(message: str, code: int = PROBLEMS) -> NoReturn:
-    console.stderr().print(f"[bold red]error:[/] {escape(message)}")
-    raise typer.Exit(code)
-
-
-def _load(path: Path) -> ConfigFile:
-    try:
-        return load_config_file(path, os.environ)
-    except ConfigError as problem:
-        _fail(str(problem), UNUSABLE)
 
 
 def _print_version(wanted: bool) -> None:
@@ -124,11 +107,11 @@ def serve(
     ] = False,
 ) -> None:
     """Run the gateway and its engines until Ctrl-C or TERM."""
-    file = _load(config)
+    file = load_file(config)
     problems = [finding for finding in checking.static_findings(file.config, os.environ) if not finding.is_good]
     fatal = [finding for finding in problems if not keep_going or finding.loc[0] == "gateway"]
     if fatal:
-        _fail("\n".join(_complaints(file, fatal)))
+        fail("\n".join(_complaints(file, fatal)))
     for line in _complaints(file, problems):
         console.stderr().print(f"[yellow]warning:[/] {escape(line)}")
     _serve(file, Source(config.absolute(), dict(os.environ), keep_going))
@@ -149,10 +132,10 @@ def _hold_state_folder(file: ConfigFile, held: contextlib.ExitStack) -> None:
     try:
         held.enter_context(state_folder_lock(folder))
     except StateFolderInUse as problem:
-        _fail(file.complaint(loc, str(problem)))
+        fail(file.complaint(loc, str(problem)))
     except OSError as problem:
         message = f"{problem.filename or folder}: {problem.strerror or problem}"
-        _fail(file.complaint(loc, message, "write another gateway.state_dir"))
+        fail(file.complaint(loc, message, "write another gateway.state_dir"))
 
 
 def _open_logs(file: ConfigFile) -> None:
@@ -161,7 +144,7 @@ def _open_logs(file: ConfigFile) -> None:
         open_logs(settings.log_dir, rotate_bytes=settings.log_rotate_bytes, keep=settings.log_keep)
     except OSError as problem:
         message = f"{problem.filename or settings.log_dir}: {problem.strerror or problem}"
-        _fail(file.complaint(("gateway", "log_dir"), message, "write another gateway.log_dir"))
+        fail(file.complaint(("gateway", "log_dir"), message, "write another gateway.log_dir"))
 
 
 def _listen(file: ConfigFile) -> socket.socket:
@@ -169,7 +152,7 @@ def _listen(file: ConfigFile) -> socket.socket:
     try:
         return app.listen(settings.host, settings.port)
     except OSError as problem:
-        _fail("\n".join(_complaints(file, [checking.address_finding(settings.host, settings.port, problem)])))
+        fail("\n".join(_complaints(file, [checking.address_finding(settings.host, settings.port, problem)])))
 
 
 def _complaints(file: ConfigFile, findings: list[checking.Finding]) -> list[str]:
@@ -185,7 +168,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Say everything that can be known of a configuration without starting an engine."""
-    file = _load(config)
+    file = load_file(config)
     findings = checking.static_findings(file.config, os.environ)
     if versions:
         findings += asyncio.run(checking.version_findings(file.config, os.environ))
@@ -195,7 +178,7 @@ def check(
         console.stdout().print(console.findings_table(findings))
     problems = [finding for finding in findings if not finding.is_good]
     if problems:
-        _fail("\n".join(_complaints(file, problems)))
+        fail("\n".join(_complaints(file, problems)))
 
 
 @cli.command()
@@ -224,7 +207,7 @@ def logs(
                 sys.stdout.write(f"{line}\n")
                 sys.stdout.flush()
         except AdminError as problem:
-            _fail(str(problem))
+            fail(str(problem))
         except KeyboardInterrupt:
             raise typer.Exit from None
 
@@ -279,16 +262,16 @@ def _admin(config: Path | None, url: str | None) -> AdminClient:
     try:
         return AdminClient(find_gateway(url, config, os.environ))
     except ConfigError as problem:
-        _fail(str(problem), UNUSABLE)
+        fail(str(problem), UNUSABLE)
     except AdminError as problem:
-        _fail(str(problem))
+        fail(str(problem))
 
 
 def _asked(question: Callable[[], Answer]) -> Answer:
     try:
         return question()
     except AdminError as problem:
-        _fail(str(problem))
+        fail(str(problem))
 
 
 @cli.command(name="doctor", short_help="Report what this machine has.")
@@ -306,9 +289,9 @@ def doctor_command(config: GatewayConfigOption = None, as_json: JsonOption = Fal
 def _places(config: Path | None) -> doctor.Places:
     cache = default_cache_dir(os.environ).parent
     if config is None:
-        folders = {"cache": cache, "home": Path.home(), "models": _models_dir(None)}
-        return doctor.Places("127.0.0.1", 8080, folders, engine_dir=_engine_dir(None))
-    loaded = _load(config).config
+        folders = {"cache": cache, "home": Path.home(), "models": models_dir(None)}
+        return doctor.Places("127.0.0.1", 8080, folders, engine_dir=engine_dir(None))
+    loaded = load_file(config).config
     settings = loaded.gateway
     folders = {
         "cache": cache, "state": settings.state_dir, "logs": settings.log_dir, "engines": settings.engine_dir,
@@ -324,7 +307,7 @@ def quickstart_command() -> None:
     try:
         quickstart(DEFAULT_CONFIG, os.environ)
     except QuickstartError as problem:
-        _fail(str(problem))
+        fail(str(problem))
 
 
 @cli.command(name="pull", short_help="Download models now.")
@@ -333,7 +316,7 @@ def pull_command(
         list[str] | None,
         typer.Argument(metavar="SOURCE", help="hf:ORG/NAME[@REVISION][:FILE], or the same with modelscope:"),
     ] = None,
-    config: EngineConfigOption = None,
+    config: OptionalConfigOption = None,
     to: Annotated[
         Path | None,
         typer.Option("--to", metavar="DIR", help="Folder for models, instead of the configuration's models_dir."),
@@ -343,95 +326,18 @@ def pull_command(
 
     What is there already is not fetched again, and what was interrupted is gone on with.
     """
-    loaded = None if sources and to else _optional_config(config)
+    loaded = None if sources and to else load_if_any(config)
     try:
         wanted = read_sources(sources) if sources else sources_of(loaded)
     except PullFailed as problem:
-        _fail(str(problem), UNUSABLE)
+        fail(str(problem), UNUSABLE)
     try:
-        pull(wanted, to.absolute() if to else _models_dir(loaded), console.stderr(), sys.stdout.write)
+        pull(wanted, to.absolute() if to else models_dir(loaded), console.stderr(), sys.stdout.write)
     except PullFailed as problem:
-        _fail(str(problem))
+        fail(str(problem))
     except KeyboardInterrupt:
         console.stderr().print("\ninterrupted; run the same command again to go on")
         raise typer.Exit(INTERRUPTED) from None
-
-
-@engine_cli.command(name="list", short_help="List the engines found here.")
-def engine_list(config: EngineConfigOption = None, as_json: JsonOption = False) -> None:
-    """List every engine found here, its version, which one is used, and what is missing."""
-    loaded = _optional_config(config)
-    engines = {engine: section.settings() for engine, section in loaded.engines.items()} if loaded else {}
-    wanted = {*engines, *(checking.used_engines(loaded) if loaded else ())}
-    found = list_engines(engines, wanted, Environments(os.environ, _engine_dir(loaded)))
-    if as_json:
-        console.stdout().print_json(json.dumps([asdict(engine) for engine in found]))
-    else:
-        console.stdout().print(console.engines_table(found))
-
-
-@engine_cli.command(name="options", short_help="List what a model may set below options.")
-def engine_options(
-    name: Annotated[str, typer.Argument(metavar="ENGINE", help="vllm, lmdeploy or another engine.")],
-    as_json: JsonOption = False,
-) -> None:
-    """List what a model of ENGINE may set below its options: each with the values it takes and its flag."""
-    if name not in ADAPTERS:
-        _fail(f"{name}: unknown engine; {suggest(name, ADAPTERS)}", UNUSABLE)
-    table = ADAPTERS[name].options
-    if as_json:
-        console.stdout().print_json(json.dumps([asdict(option) for option in table]))
-    else:
-        console.stdout().print(console.options_table(table))
-
-
-@engine_cli.command(name="install", short_help="Install an engine into an environment of its own.")
-def engine_install(
-    requirement: Annotated[str, typer.Argument(metavar="NAME==VERSION", help="What pip calls it: vllm==0.32.0.")],
-    into: Annotated[
-        Path | None,
-        typer.Option("--into", metavar="DIR", help="Folder for the environment, such as one on a data disk."),
-    ] = None,
-    python: Annotated[
-        str, typer.Option("--python", metavar="PYTHON", help="The Python to build it with; default unigate's own.")
-    ] = "",
-    config: EngineConfigOption = None,
-) -> None:
-    """Install an engine into an environment of its own, with pip's own index and mirror settings. Minutes."""
-    found = shutil.which(python or sys.executable)
-    if found is None:
-        _fail(f"{python}: no such Python; name one with --python")
-    usual = _engine_dir(None if into else _optional_config(config))
-    folder = into.absolute() if into else usual
-    try:
-        release = read_release(requirement, ADAPTERS)
-        install(release, folder, Path(found), os.environ, _say)
-    except InstallFailed as problem:
-        _fail(str(problem))
-    except KeyboardInterrupt:
-        console.stderr().print("\ninterrupted; run the same command again to go on")
-        raise typer.Exit(INTERRUPTED) from None
-    environment = managed_folder(folder, release.distribution.name, release.version)
-    way = f"python: {environment}" if into else f'venv: managed\n    version: "{release.version}"'
-    sys.stdout.write(f"{environment}\n\nUse it with:\n\nengines:\n  {release.engine}:\n    {way}\n")
-
-
-def _say(text: str) -> None:
-    console.stderr().print(f"[bold]-->[/] {escape(text)}")
-
-
-def _optional_config(config: Path | None) -> Config | None:
-    if config is None and DEFAULT_CONFIG.is_file():
-        config = DEFAULT_CONFIG
-    return _load(config).config if config is not None else None
-
-
-def _models_dir(config: Config | None) -> Path:
-    return config.gateway.models_dir if config else default_models_dir(Origin(Path.cwd(), os.environ))
-
-
-def _engine_dir(config: Config | None) -> Path:
-    return config.gateway.engine_dir if config else default_engine_dir(Origin(Path.cwd(), os.environ))
 
 
 @config_cli.command()

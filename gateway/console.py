@@ -80,11 +80,10 @@ def engines_table(engines: Iterable[FoundEngine]) -> Table:
 def options_table(options: Iterable[Option]) -> Table:
     """The table of `unigate engine options`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("OPTION", "TAKES", "FLAG", "WHAT IT IS"):
+    for column in ("OPTION", "TAKES", "THE ENGINE'S WORD", "WHAT IT IS"):
         table.add_column(column, overflow="fold")
     for option in options:
-        flag = f"--{option.flag}" if option.flag else "-"
-        table.add_row(option.name, escape(takes(option)), flag, escape(option.description))
+        table.add_row(option.name, escape(takes(option)), option.flag or "-", escape(option.description))
     return table
 
 

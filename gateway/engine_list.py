@@ -107,9 +107,10 @@ def _version(adapter: Adapter, environment: Environment | None) -> str:
 
 def _how_to_get(adapter: Adapter) -> str:
     name = f"engines.{adapter.engine}"
-    where = f"say where it is: {name}.conda, {name}.python or {name}.command"
     if not adapter.distributions:
+        where = f"say where it is: {name}.command"
         return f"{adapter.obtaining}, or {where}" if adapter.obtaining else where
+    where = f"say where it is: {name}.conda, {name}.python or {name}.command"
     usual = adapter.distributions[0]
     return f"run: unigate engine install {usual.name}=={usual.version}, or {where}"
 

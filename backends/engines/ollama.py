@@ -184,7 +184,7 @@ class Ollama:
 
     def gpu_count(self, backend: BackendSettings, engine: EngineSettings) -> int | None:
         """As many as the weights ask for, unless no layer is to be there. Which ones, the daemon chooses."""
-        return 0 if number_said(OPTIONS, backend, "num-gpu", "num_gpu") == 0 else None
+        return 0 if number_said(OPTIONS, backend, "num_gpu", "num-gpu") == 0 else None
 
     def memory(self, backend: BackendSettings, facts: WeightFacts, *, on_gpu: bool) -> MemoryNeed:
         """Weights, the cache of every request that is worked on at once, and buffers."""

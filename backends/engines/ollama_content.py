@@ -123,7 +123,7 @@ def _content(backend: BackendSettings, go_templates: bool | None) -> Content:
 
 
 def _configured(backend: BackendSettings) -> dict[str, Any]:
-    flags = {option.name: option.flag.replace("-", "_") for option in OPTIONS}
+    flags = {option.name: option.flag for option in OPTIONS}
     found = {flags[name]: read_parameter(flags[name], value) for name, value in backend.options.items()}
     found |= {name: read_parameter(name, value) for name, value in backend.args.items()}
     if backend.context_length is not None:
