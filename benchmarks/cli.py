@@ -27,9 +27,6 @@ PIPED_WIDTH = 200
 
 cli = typer.Typer(help="Measure an OpenAI-compatible server.", no_args_is_help=True, rich_markup_mode=None)
 
-LOAD = "Load"
-PROMPTS = "Prompts"
-
 
 @cli.command(short_help="Put load on a server and measure it.")
 def run(

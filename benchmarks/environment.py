@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import psutil
 
-from benchmarks.datasets import Prompts
+from benchmarks.datasets.choosing import Prompts
 from benchmarks.datasets.tokenizer import Tokenizer
 from benchmarks.plan import Plan
 

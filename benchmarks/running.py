@@ -28,7 +28,7 @@ from typing import Any
 import uvloop
 
 from benchmarks import journal as entries
-from benchmarks.datasets import Prompts, choose_prompts
+from benchmarks.datasets.choosing import Prompts, choose_prompts
 from benchmarks.datasets.tokenizer import Tokenizer, load_tokenizer
 from benchmarks.datasets.traces import Arrival, read_trace
 from benchmarks.environment import describe, run_queue_wait_s

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.conversations import Conversation, Message
-from benchmarks.load.connection import Clock, ConnectionPool
+from benchmarks.load.connection import Clock, ConnectionPool, whole_request
 from benchmarks.load.reading import Reading, StreamReading, WholeReading
-from benchmarks.load.requests import RequestForm, request_bytes
+from benchmarks.load.requests import RequestForm
 from benchmarks.records import Row
 
 SWEEP_S = 0.1
@@ -199,7 +199,7 @@ class Driver:
         exchange.in_flight = counts.in_flight
         counts.most_in_flight = max(counts.most_in_flight, counts.in_flight)
         exchange.sent_at = self.clock()
-        self._pool.ask(request_bytes(self.head, body), exchange)
+        self._pool.ask(whole_request(self.head, body), exchange)
 
     def exchange_over(self, exchange: Exchange, row: Row) -> None:
         """*exchange* has ended; go on with its conversation, or with the next."""

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from benchmarks.conversations import Message, as_text
-from benchmarks.load.connection import Address, request_head, whole_request
+from benchmarks.load.connection import Address, request_head
 
 CHAT = "chat"
 COMPLETIONS = "completions"
@@ -51,8 +51,3 @@ class RequestForm:
         if self.extra:
             asked.update(self.extra)
         return orjson.dumps(asked)
-
-
-def request_bytes(head: bytes, body: bytes) -> bytes:
-    """The whole request."""
-    return whole_request(head, body)

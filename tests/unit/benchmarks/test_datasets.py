@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from benchmarks.conversations import as_text
-from benchmarks.datasets import choose_prompts, read_file
+from benchmarks.datasets.choosing import choose_prompts, read_file
 from benchmarks.datasets.llama_factory import read_named
 from benchmarks.datasets.synthetic import Lengths, exact_text, synthetic
 from benchmarks.datasets.tokenizer import WORDS, Tokenizer, WordCounter, load_tokenizer
