@@ -23,6 +23,10 @@ class DaemonLife(Protocol):
     async def settled(self, *states: State) -> None:
         """Until it is in one of *states*."""
 
+    @property
+    def has_exited(self) -> bool:
+        """Whether its main process is gone, though its state may not say so yet."""
+
     def bytes_read(self) -> int:
         """Bytes its processes have read from files so far. Blocks for some milliseconds."""
 

@@ -135,8 +135,12 @@ class Start:
 
     @property
     def has_exited(self) -> bool:
-        """Whether the engine's main process is gone already, while the rest of its run is still ending."""
-        return self._run is not None and self._run.has_exited
+        """Whether the engine's main process is gone already, while the rest of its run is still ending.
+
+        The engine of a model in a daemon is that daemon.
+        """
+        is_daemon_gone = self._daemon is not None and self._daemon.has_exited
+        return is_daemon_gone or (self._run is not None and self._run.has_exited)
 
     def begin(self) -> None:
         """Start. Called once, on the loop."""

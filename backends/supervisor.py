@@ -205,6 +205,11 @@ class Supervisor:
         if self._start is not None:
             await self._start.gone()
 
+    @property
+    def has_exited(self) -> bool:
+        """Whether the main process of its run is gone, though the state may not say so yet."""
+        return self._start is not None and self._start.has_exited
+
     def bytes_read(self) -> int:
         """Bytes the processes of the run have read from files so far. Blocks for some milliseconds."""
         return self._start.bytes_read() if self._start is not None else 0
@@ -264,7 +269,7 @@ class Supervisor:
 
     def try_lease(self) -> Lease | None:
         """A lease when the backend is READY, at once; none of an engine whose end is merely not over yet."""
-        if self._state is not State.READY or self._start is None or self._start.spec is None or self._start.has_exited:
+        if self._state is not State.READY or self._start is None or self._start.spec is None or self.has_exited:
             return None
         self._leases += 1
         self._last_used_at = self._clock()

@@ -73,6 +73,16 @@ def test_a_killed_daemon_leaves_no_runner(tmp_path: Path) -> None:
         assert gateway.backend("ollama")["restarts"] == 1
 
 
+def test_who_asks_of_a_killed_daemon_waits(tmp_path: Path) -> None:
+    """While the runners of a daemon that is gone are still being ended, its models are not leased: who asks waits."""
+    with ollama_gateway(tmp_path, "a") as gateway:
+        os.kill(children_of(gateway)[0], signal.SIGSTOP)  # it takes TERM only once it goes on: a second, until KILL
+        os.kill(gateway.backend("ollama")["pid"], signal.SIGKILL)
+        time.sleep(0.2)  # the shim's word of it is under way, and nothing shows its coming
+        assert gateway.backend("a")["state"] == "ready"
+        assert ask(gateway).choices[0].message.content
+
+
 def test_a_killed_gateway_leaves_nothing(tmp_path: Path) -> None:
     """kill -9 of the gateway ends the daemon and its runners."""
     with ollama_gateway(tmp_path, "a") as gateway:
