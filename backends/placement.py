@@ -232,7 +232,8 @@ def _bounds(need: MemoryNeed, count: int, total_bytes: int) -> tuple[int, int]:
 
 
 def _pinned(residents: Iterable[Resident]) -> tuple[Resident, ...]:
-    return tuple(resident for resident in residents if resident.is_pinned)
+    """Those who stay. An operator may unload a pinned one too: once it leaves, it is no obstacle any more."""
+    return tuple(resident for resident in residents if resident.is_pinned and not resident.is_leaving)
 
 
 def _could_ever_fit(fit: _Fit, demand: Demand, ground: Ground) -> bool:
@@ -274,7 +275,8 @@ def _wait(demand: Demand, fits: Sequence[_Fit], ground: Ground) -> Decision:
         names = _names([one.backend for one in _on(fit, fit.others) if _may_leave(one)])
         return Wait(f"{_sum(demand, fit, ground)}; {names} may stay a little longer", fit.devices, until=moment)
     fit = max(fits, key=lambda one: one.slack)
-    movable = [one for one in _on(fit, fit.others) if not one.is_pinned]
+    pinned = _pinned(fit.others)
+    movable = [one for one in _on(fit, fit.others) if one not in pinned]
     busy = [one.backend for one in movable if not one.can_leave]
     if fit.fits_without(movable) and busy:
         return Wait(f"{_sum(demand, fit, ground)}; {_names(busy)} is starting", fit.devices)
@@ -346,7 +348,7 @@ def _never(demand: Demand, present: Sequence[int], ground: Ground) -> str:
     fit = max(_fits(demand, present, ground), key=lambda one: one.slack)
     index = min(fit.wanted, key=lambda one: fit.free[one] - fit.wanted[one])
     device = ground.devices[index]
-    pinned = [one for one in _on(fit, fit.others) if one.is_pinned]
+    pinned = _pinned(_on(fit, fit.others))
     wanted = max(fit.wanted[index], demand.need.least_on_each(len(fit.wanted)))
     each = f" on each of {len(fit.wanted)} GPUs" if len(fit.wanted) > 1 else ""
     held = f", of which {_names([one.backend for one in pinned])} keeps {gib(claimed(pinned, index))}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends.devices import HOST, Device
@@ -63,7 +63,19 @@ def demands(draw: st.DrawFn) -> Demand:
     return Demand("new", need, among, draw(st.sampled_from([1, 1, 2, None])))
 
 
+PINNED_AND_LEAVING = Ground(
+    {HOST: Device(HOST, "", "", SIZE, 7)},
+    (
+        Resident("a", {HOST: 8}, can_leave=False, is_leaving=True, is_pinned=True),
+        Resident("b", {HOST: 1}, can_leave=True),
+        Resident("c", {HOST: 8}, can_leave=False),
+    ),
+    NOW,
+)
+
+
 @given(grounds(), demands())
+@example(PINNED_AND_LEAVING, Demand("new", MemoryNeed(0, 12, 5), (HOST,)))
 @settings(max_examples=1000, deadline=None)
 def test_a_decision_keeps_the_rules(ground: Ground, demand: Demand) -> None:
     """Placed never overcommits; only those past their residency leave, never a pinned one, LRU and none in vain."""

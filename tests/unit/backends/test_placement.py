@@ -257,3 +257,13 @@ def test_nobody_overtakes() -> None:
     assert ask(devices=two, size=1, reserved=(0,)) == Placed({1: GIB})
     decision = ask(devices=(gpu(0),), size=1, reserved=(0,))
     assert decision == Wait("1.0 GiB needed on GPU 0, 24.0 free; starts that came earlier wait for it")
+
+
+def test_a_pinned_one_that_is_unloaded_is_no_obstacle() -> None:
+    """Once an operator has unloaded it, it is waited for like anybody who leaves, and nobody else goes in vain."""
+    leaving = resident("kept", 8, can_leave=False, is_leaving=True, is_pinned=True)
+    decision = ask(leaving, resident("idle", 1), resident("starting", 8, can_leave=False), size=17)
+    assert isinstance(decision, Wait)
+    whole = ask(resident("kept", 20, can_leave=False, is_leaving=True, is_pinned=True))
+    assert isinstance(whole, Wait)
+    assert "kept is leaving" in whole.because
