@@ -387,7 +387,9 @@ class Fleet:
             raise BackendUnavailable("model_not_ready", message, 10.0) from None
 
     def _choose(self, group: Sequence[Supervisor], affinity: bytes | None) -> Supervisor:
-        replicas = [Replica(other.backend.name, other.state, other.outstanding) for other in group]
+        # One whose process is gone may be READY for a second yet, with the fewest requests of all.
+        alive = [other for other in group if not other.has_exited] or group
+        replicas = [Replica(other.backend.name, other.state, other.outstanding) for other in alive]
         by_name = {other.backend.name: other for other in group}
         spare = to_wake(replicas)
         if spare is not None and by_name[spare].backend.on_demand:
