@@ -163,13 +163,13 @@ def test_check_and_list_know_it(installed: Installed) -> None:
 
 
 def test_options(tmp_path: Path) -> None:
-    """What a model may set below options is listed with its values and its flag, for people and as JSON."""
+    """What a model may set below options is listed with its values and its flag's word, for people and as JSON."""
     environ = environment("options", tmp_path, {})
     shown = unigate("engine", "options", "llamacpp", cwd=tmp_path, environ=environ)
     assert shown.returncode == 0
     (line,) = [line for line in shown.stdout.splitlines() if line.startswith("gpu_layers")]
     assert "a whole number, at least 0" in line
-    assert "--n-gpu-layers" in line
+    assert " n-gpu-layers " in line
     listed = json.loads(unigate("engine", "options", "vllm", "--json", cwd=tmp_path, environ=environ).stdout)
     assert {"name": "tensor_parallel", "flag": "tensor-parallel-size", "least": 1}.items() <= listed[0].items()
     refused = unigate("engine", "options", "vlm", cwd=tmp_path, environ=environ)

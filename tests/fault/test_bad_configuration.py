@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config import ModelConfig
 from tests.gateways import (
     START_S,
     UNIGATE,
@@ -49,10 +50,7 @@ CASES = {
     "unknown key of a model": Case(
         "models:\n  chat:\n    engine: vllm\n    weights: weights\n    max_model_len: 4096\n",
         UNUSABLE,
-        "unigate.yaml:5: models.chat.max_model_len: unknown key; known here: engine, weights, url, api_key, "
-        "served_name, base, adapter, aliases, load, idle_unload_s, context_length, template, unsupported_parameters, "
-        "options, args, env, readiness, probe_timeout_s, start_timeout_s, start_stall_timeout_s, "
-        "download_stall_timeout_s, stop_grace_s, drain_timeout_s, backoff, health",
+        "unigate.yaml:5: models.chat.max_model_len: unknown key; known here: " + ", ".join(ModelConfig.known_keys()),
     ),
     "missing weights": Case(
         ENGINE + "models:\n  chat:\n    engine: vllm\n    weights: models/qwen\n",
@@ -149,7 +147,7 @@ CASES = {
         "gateway: {prot: 1}\nmodels:\n  chat: {engine: vlm, weights: weights}\n",
         UNUSABLE,
         'unigate.yaml:1: gateway.prot: unknown key; did you mean "port"?\n'
-        'unigate.yaml:3: models.chat.engine: must be "vllm", "lmdeploy", "llamacpp" or "external", not "vlm";'
+        'unigate.yaml:3: models.chat.engine: must be "vllm", "lmdeploy", "ollama", "llamacpp" or "external", not "vlm";'
         ' did you mean "vllm"?',
     ),
 }  # fmt: skip

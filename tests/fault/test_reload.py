@@ -115,20 +115,26 @@ async def test_engines_killed_under_load(tmp_path: Path) -> None:
         for number in range(3):
             gateway.until_state(f"m#{number + 1}", "ready")
         is_over = asyncio.Event()
-        statuses: list[int] = []
+        statuses: list[list[int]] = [[] for _ in range(CLIENTS)]
 
-        async def client() -> None:
+        async def client(seen: list[int]) -> None:
             async with httpx.AsyncClient(base_url=gateway.url, timeout=START_S, trust_env=False) as http:
                 while not is_over.is_set():
                     answer = await http.post("/v1/completions", json={"model": "m", "prompt": "x"})
-                    statuses.append(answer.status_code)
+                    seen.append(answer.status_code)
 
-        clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
+        clients = [asyncio.create_task(client(seen)) for seen in statuses]
         for number in (1, 2, 3):
             await asyncio.to_thread(_kill_while_busy, gateway, f"m#{number}")
+            # A request moves once: none that has met this kill shall meet the next.
+            answered = [len(seen) for seen in statuses]
+            await asyncio.to_thread(
+                until,
+                lambda answered=answered: all(len(seen) > had for seen, had in zip(statuses, answered, strict=True)),
+            )
         is_over.set()
         await asyncio.gather(*clients)
-        assert set(statuses) == {200}
+        assert {status for seen in statuses for status in seen} == {200}
         assert gateway.metric("unigate_retries_total", model="m") > 0
 
 
