@@ -120,7 +120,9 @@ async def test_engines_killed_under_load(tmp_path: Path) -> None:
         async def client(seen: list[int]) -> None:
             async with httpx.AsyncClient(base_url=gateway.url, timeout=START_S, trust_env=False) as http:
                 while not is_over.is_set():
-                    answer = await http.post("/v1/completions", json={"model": "m", "prompt": "x"})
+                    # each of another text, so that no prefix binds them to the same replicas
+                    body = {"model": "m", "prompt": f"{random.random()}"}
+                    answer = await http.post("/v1/completions", json=body)
                     seen.append(answer.status_code)
 
         clients = [asyncio.create_task(client(seen)) for seen in statuses]
