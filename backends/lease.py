@@ -34,7 +34,7 @@ class Lease:
         backend: BackendSettings,
         address: Address,
         authorization: str,
-        release: Callable[[bool], None],
+        release: Callable[[bool, bool], None],
         served_name: str | None = None,
     ) -> None:
         self.backend = backend.name
@@ -42,10 +42,11 @@ class Lease:
         self.address = address
         self.authorization = authorization
         self.served_name = served_name
-        self._release: Callable[[bool], None] | None = release
+        self._release: Callable[[bool, bool], None] | None = release
 
-    def release(self, *, answered: bool = False) -> None:
-        """Give the lease back. *answered*: a whole answer came, which is as good as a health check."""
+    def release(self, *, answered: bool = False, silent: bool = False) -> None:
+        """Give the lease back. *answered*: a whole answer came, which is as good as a health check. *silent*: nothing
+        came for as long as a request may wait, which casts doubt on whatever the health check says."""
         release, self._release = self._release, None
         if release is not None:
-            release(answered)
+            release(answered, silent)

@@ -26,13 +26,16 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backends.adapter import Adapter
+import httpx
+
+from backends.adapter import Adapter, LaunchSpec
 from backends.backoff import Attempts, after_failure, retry_delay_s
 from backends.devices import HOST
 from backends.diagnosis import Diagnosis
 from backends.lease import BackendUnavailable, Lease
 from backends.lifecycle import HAS_PROCESS, LEAVING, RESTING, Effect, Event, State, is_legal, next_step
 from backends.logs import BackendLog
+from backends.probing import ProbeFailed
 from backends.resident import DaemonLife
 from backends.room import Occupancy
 from backends.settings import BackendSettings, EngineSettings, is_adjustable
@@ -44,6 +47,11 @@ EARLY_STOP_GRACE_S = 5.0
 """From TERM to KILL of an engine that is still starting: nothing runs on it, and vLLM may not even have its signal
 handlers yet (vllm#32116)."""
 KILL_AGAIN_S = 10.0
+SILENT = Diagnosis(
+    "silent",
+    "The engine fell silent: a request got nothing in time, and neither did a probe for one token.",
+    "It is restarted; its log may hold the reason. Raise gateway.timeouts if it is only slow.",
+)
 
 _HAS_BEEN_READY = frozenset({State.READY, State.YIELDING, State.SLEEPING, State.DRAINING})
 
@@ -116,6 +124,7 @@ class Supervisor:
         self._waiters = Waiters(max_waiting)
         self._settling: list[tuple[frozenset[State], asyncio.Future[None]]] = []
         self._diagnosis: Diagnosis | None = None
+        self._is_doubted = False
         self._timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._health: asyncio.Task[None] | None = None
@@ -307,11 +316,12 @@ class Supervisor:
         is_under_way = self._state in (State.STARTING, State.BACKOFF, State.RECYCLING)
         await self._waiters.wait(None if is_under_way else self._ask(Event.START_REQUESTED))
 
-    def _lease_returned(self, answered: bool) -> None:
+    def _lease_returned(self, answered: bool, silent: bool) -> None:
         self._leases -= 1
         self._last_used_at = self._clock()
         if answered:
             self._last_answer_at = self._clock()
+        self._is_doubted |= silent
         if self._leases == 0:
             if self._state is State.DRAINING:
                 self._ask(Event.DRAINED)
@@ -609,21 +619,42 @@ class Supervisor:
         self._inbox.put_nowait(Occurrence(self._generation, Event.STOP_REQUESTED))
 
     async def _watch_health(self) -> None:
-        """Post BecameUnhealthy after so many failed checks in a row. A whole answer just given needs no check."""
+        """Post BecameUnhealthy after so many failed checks in a row, or when it has fallen silent. A whole answer just
+        given needs no check."""
         assert self._start is not None
         assert self._start.spec is not None
         spec, generation, failures = self._start.spec, self._generation, 0
+        self._is_doubted = False
         while failures < self._timing.health_failures:
             await asyncio.sleep(self._timing.health_interval_s)
+            if self._is_doubted and await self._is_silent(spec):
+                diagnosis = SILENT
+                break
             answered_lately = self._clock() - self._last_answer_at < self._timing.health_interval_s
             is_well = answered_lately or await self._host.prober.is_healthy(spec, self._timing.health_timeout_s)
             failures = 0 if is_well else failures + 1
-        diagnosis = Diagnosis(
-            "unhealthy",
-            f"The engine failed {failures} health checks in a row.",
-            "It is restarted; its log holds the reason.",
-        )
+        else:
+            reason = f"The engine failed {failures} health checks in a row."
+            diagnosis = Diagnosis("unhealthy", reason, "It is restarted; its log holds the reason.")
         self._inbox.put_nowait(Occurrence(generation, Event.BECAME_UNHEALTHY, diagnosis))
+
+    async def _is_silent(self, spec: LaunchSpec) -> bool:
+        """Whether the engine brings no token either when it is asked for one, nor anybody else an answer meanwhile.
+
+        vLLM's /health stays 200 while its engine core hangs (0.32.0, after SIGSTOP of EngineCore).
+        """
+        asked_at = self._clock()
+        try:
+            async with asyncio.timeout(self._timing.probe_timeout_s):
+                await self._host.prober.prove(spec, self._timing.probe_timeout_s)
+        except (httpx.RequestError, TimeoutError):
+            # A full engine may keep the probe waiting too; but then others get their answers.
+            if self._last_answer_at <= asked_at:
+                return True
+        except ProbeFailed:
+            pass  # it speaks
+        self._is_doubted = False
+        return False
 
 
 def _taken(message: Request | Change) -> None:

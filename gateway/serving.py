@@ -57,7 +57,14 @@ from gateway.routing import Route, Routes
 from gateway.sse import error_event
 from gateway.translating import TranslatedAnswer
 from gateway.upstream import UpstreamPool
-from gateway.upstream_errors import BrokenAnswer, ConnectFailed, ConnectTimedOut, UpstreamError
+from gateway.upstream_errors import (
+    BrokenAnswer,
+    ConnectFailed,
+    ConnectTimedOut,
+    FirstByteTimedOut,
+    IdleTimedOut,
+    UpstreamError,
+)
 
 GENERATION = {f"/v1/{endpoint}": endpoint for endpoint in ("chat/completions", "completions", "embeddings")}
 TOKENIZE = "/tokenize"
@@ -240,7 +247,11 @@ class Serving:
             try:
                 if await use(lease):
                     lease.release(answered=True)
+                elif seen.upstream_error == IdleTimedOut.__name__:
+                    lease.release(silent=True)
             except (UpstreamError, BackendError) as problem:
+                if isinstance(problem, FirstByteTimedOut | IdleTimedOut):
+                    lease.release(silent=True)
                 reason = None if client.has_started or tried else move_reason(problem)
                 if reason is None or not self._fleet.has_other(model, frozenset({lease.backend})):
                     raise

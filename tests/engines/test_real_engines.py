@@ -260,3 +260,27 @@ def test_nothing_outlives_a_killed_gateway(gateway: Gateway) -> None:
     gateway.exit_codes = (-signal.SIGKILL,)
     gateway.signal(signal.SIGKILL)
     until(lambda: not gateway.processes(), 10, "every process with the marker is gone")
+
+
+def test_a_hung_engine_core_is_noticed(tmp_path: Path) -> None:
+    """While vLLM's engine core hangs its /health stays 200; a request that got nothing in time has it found out."""
+    model = {
+        "engine": "vllm",
+        "weights": str(hf_model()),
+        "context_length": 512,
+        "args": {"enforce-eager": True},
+        "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
+        "backoff": {"base_s": 0.5, "max_s": 2},
+        "health": {"interval_s": 0.5},
+        "probe_timeout_s": 20,
+    }
+    engines = {"vllm": {"command": [str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server"]}}
+    settings = {"timeouts": {"first_byte_s": 2}}
+    with running_gateway(tmp_path, {VLLM: model}, engines=engines, settings=settings, is_ready=False) as gateway:
+        gateway.until_ready(START_S)
+        os.kill(process_named(gateway, VLLM, "VLLM::EngineCor"), signal.SIGSTOP)
+        with gateway.openai() as client, pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(model=VLLM, messages=PARIS, max_tokens=1)
+        assert caught.value.status_code == 504
+        until(lambda: (b := gateway.backend(VLLM))["restarts"] > 0 and b["state"] == "ready", START_S, "it is back")
+        assert "fell silent" in gateway.until_logged(f"{VLLM}: ready -> recycling (BecameUnhealthy)")

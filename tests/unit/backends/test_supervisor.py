@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from backends import start
@@ -713,6 +714,57 @@ async def test_a_whole_answer_spares_a_health_check(tmp_path: Path) -> None:
         assert run.health_calls - asked_before <= 1
         asked_before = run.health_calls
         await run.checked(asked_before + 1)
+
+
+WATCHFUL = replace(CALM, health_interval_s=0.002, health_failures=1000)
+"""A timing under which only silence can make a backend unhealthy."""
+
+
+async def test_an_engine_that_has_fallen_silent_is_recycled(tmp_path: Path) -> None:
+    """A request that got nothing in time is doubt enough to ask for a token; none coming, good health is no excuse."""
+    async with living_backend(tmp_path, settings(tmp_path, WATCHFUL)) as world:
+        run = await world.ready()
+        run.refusal = httpx.ReadTimeout("nothing came")
+        await run.checked(run.health_calls + 3)
+        assert world.state is State.READY
+        (await world.supervisor.lease(1)).release(silent=True)
+        await until(lambda: Event.BECAME_UNHEALTHY in [change.event for change in world.transitions])
+        unhealthy = next(change for change in world.transitions if change.event is Event.BECAME_UNHEALTHY)
+        assert unhealthy.diagnosis is not None
+        assert unhealthy.diagnosis.code == "silent"
+
+
+@pytest.mark.parametrize("refusal", [None, ProbeFailed("too busy")])
+async def test_an_engine_that_speaks_is_not_silent(tmp_path: Path, refusal: ProbeFailed | None) -> None:
+    """A token, or any word at all, takes the doubt away: the request was slow, not the engine dead."""
+    async with living_backend(tmp_path, settings(tmp_path, WATCHFUL)) as world:
+        run = await world.ready()
+        run.refusal = refusal
+        (await world.supervisor.lease(1)).release(silent=True)
+        await run.checked(run.health_calls + 3)
+        run.refusal = httpx.ReadTimeout("nobody asks any more")
+        await run.checked(run.health_calls + 3)
+        assert world.state is State.READY
+
+
+async def test_an_engine_that_answers_others_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full engine keeps the probe waiting like everybody; while whole answers come it is not taken for dead."""
+    async with living_backend(tmp_path, settings(tmp_path, WATCHFUL)) as world:
+        run = await world.ready()
+        clock = asyncio.get_running_loop().time
+        probes = []
+
+        async def prove(*_: Any) -> None:
+            probes.append(asked_at := clock())
+            await until(lambda: clock() > asked_at)
+            (await world.supervisor.lease(1)).release(answered=True)
+            raise httpx.ReadTimeout("nothing came")
+
+        monkeypatch.setattr(world.host.prober, "prove", prove)
+        (await world.supervisor.lease(1)).release(silent=True)
+        await until(lambda: bool(probes))
+        await run.checked(run.health_calls + 2)
+        assert world.state is State.READY
 
 
 async def test_one_failed_health_check_is_forgiven(tmp_path: Path) -> None:
