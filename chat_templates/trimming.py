@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 TRIMS: Mapping[str, Callable[[str], str]] = {
     "none": str,
-    "strip": str.strip,
-    "lstrip": str.lstrip,
-    "rstrip": str.rstrip,
-    "strip_newlines": lambda text: text.strip("\n"),
-    "lstrip_newlines": lambda text: text.lstrip("\n"),
-    "rstrip_newlines": lambda text: text.rstrip("\n"),
+    "both": str.strip,
+    "left": str.lstrip,
+    "right": str.rstrip,
 }
 """What may be done to a text. Each is idempotent: a template that trims once more changes nothing."""
 

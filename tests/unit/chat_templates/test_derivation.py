@@ -56,11 +56,10 @@ def test_a_system_message_may_be_part_of_the_first_turn() -> None:
 @pytest.mark.parametrize(
     ("content", "rules"),
     [
-        ("m.content|trim", TrimRules("strip", "strip", "strip")),
-        ("m.content|trim if m.role == 'user' else m.content", TrimRules(user="strip")),
-        ("m.content.rstrip() if m.role == 'assistant' else m.content", TrimRules(assistant="rstrip")),
-        ("m.content.lstrip('\\n') if m.role != 'user' else m.content.strip('\\n')",
-         TrimRules("lstrip_newlines", "strip_newlines", "none")),
+        ("m.content|trim", TrimRules("both", "both", "both")),
+        ("m.content|trim if m.role == 'user' else m.content", TrimRules(user="both")),
+        ("m.content.rstrip() if m.role == 'assistant' else m.content", TrimRules(assistant="right")),
+        ("m.content.lstrip() if m.role != 'user' else m.content.strip()", TrimRules("left", "both", "left")),
     ],
 )  # fmt: skip
 def test_what_a_template_trims_is_found(content: str, rules: TrimRules) -> None:
@@ -76,9 +75,9 @@ def test_what_a_template_trims_is_found(content: str, rules: TrimRules) -> None:
 
 
 def test_the_rules_for_what_is_trimmed_everywhere_are_the_plain_ones() -> None:
-    """Where everything is trimmed, the rules are ``strip`` for each role."""
+    """Where everything is trimmed, the rules are ``both`` for each role."""
     derivation = derive(Renderer.of("{% for m in messages %}[{{ m.role }}]{{ m.content|trim }}{% endfor %}>"))
-    assert derivation.trim == TrimRules("strip", "strip", "strip")
+    assert derivation.trim == TrimRules("both", "both", "both")
 
 
 @pytest.mark.parametrize(
