@@ -217,12 +217,21 @@ def _unsteady(renderer: Renderer, render: Render, names: TemplateNames) -> Itera
 
 
 def _dependence(renderer: Renderer, render: Render, name: str) -> Refusal | None:
-    sentence = f"the prompt depends on the variable `{name}`, which is not pinned"
+    """That a prompt changes with the variable *name*; two prompts say more than a prompt and an error."""
+    errors = None
     for value in CANDIDATES:
         other = replace(renderer, variables={**renderer.variables, name: value})
-        for found in _differences("T09", f"{sentence}: unset, and {name}={value!r}", renderer, other, render):
-            return found
-    return None
+        sentence = f"the prompt depends on the variable `{name}`, which is not pinned: unset, and {name}={value!r}"
+        for case in core():
+            left, right = (outcome(render, each, case.conversation) for each in (renderer, other))
+            if left == right:
+                continue
+            seen = Refusal("T09", sentence, case.name, str(left), str(right))
+            if right.text is not None:
+                return seen
+            errors = errors or seen
+            break
+    return errors
 
 
 def _differences(code: Code, sentence: str, one: Renderer, other: Renderer, render: Render) -> Iterator[Refusal]:

@@ -46,6 +46,7 @@ from gateway.quickstart import QuickstartError, quickstart
 from gateway.reloading import Source
 from gateway.starter_model import default_cache_dir
 from gateway.template_cli import template_cli
+from gateway.template_export import export
 
 Answer = TypeVar("Answer")
 
@@ -60,6 +61,7 @@ cli = typer.Typer(
 config_cli = typer.Typer(help="About the configuration file.", no_args_is_help=True)
 cli.add_typer(config_cli, name="config")
 cli.add_typer(engine_cli, name="engine")
+template_cli.command(short_help="Write a template in an engine's own form.")(export)
 cli.add_typer(template_cli, name="template")
 cli.add_typer(bench_cli, name="bench")
 

@@ -37,5 +37,6 @@ def overlay_copies(weights: Path) -> Iterator[tuple[str, Path]]:
     if not (weights / TOKENIZER_FILE).is_file() and not (weights / "tokenizer.model").is_file():
         raise Unwritable(f"{weights}: is no model folder with a tokenizer, which LMDeploy's overlay is made from")
     for path in sorted(weights.iterdir()):
-        if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name not in OTHER_TEMPLATES:
+        is_other = path.suffix in WEIGHT_SUFFIXES or path.name in OTHER_TEMPLATES or path.name.startswith(".")
+        if path.is_file() and not is_other:
             yield f"{OVERLAY_NAME}/{path.name}", path
