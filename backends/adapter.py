@@ -21,8 +21,12 @@ from backends.dialect import Dialect
 from backends.environments import Environment
 from backends.memory_estimate import MemoryNeed, WeightFacts
 from backends.options import Options
+from backends.prompting import SeePlan, StopPlan
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
+from chat_templates.conversation import Conversation
+from chat_templates.parity import Mode
+from chat_templates.prompts import Prompt
 
 if TYPE_CHECKING:
     from backends.residence import Residence
@@ -144,6 +148,16 @@ class TokenizeAnswer:
 
 TokenizePlan = Generator[Call, Body, TokenizeAnswer]
 """Calls out, answers in, without any I/O: whoever drives it does the sending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A request that brings a finished prompt. mode: as ids or as text. *translated* where it is not for the chat
+    endpoint, with its answer's way back; then *body* is nothing."""
+
+    mode: Mode
+    body: Body | None = None
+    translated: Translated | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,3 +320,18 @@ class Adapter(Protocol):
 
     def tokenize(self, request: TokenizeRequest) -> TokenizePlan:
         """The calls that tokenise. Raises Unsupported."""
+
+    def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
+        """The calls that show the prompt which the engine itself makes of *conversation*; None where it shows none.
+
+        The conversation is as a request has it once the contract's message rules are applied.
+        """
+
+    def see_stops(self, backend: BackendSettings) -> StopPlan | None:
+        """The calls that show at which ids the engine ends an answer by itself; None where nothing shows them."""
+
+    def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
+        """The chat request *body*, as the dialect left it, with *prompt* in the place of its messages.
+
+        None where the engine takes no finished prompt, or not for what else *body* asks.
+        """

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from backends.address import Address
 from backends.diagnosis import Diagnosis
 from backends.settings import BackendSettings
+from chat_templates.parity import Parity
 
 
 class BackendUnavailable(Exception):
@@ -24,10 +25,11 @@ class BackendUnavailable(Exception):
 class Lease:
     """The right to use an endpoint for one exchange. Release it where it was taken; twice is no error.
 
-    *served_name* is what the engine calls the backend's model, where only the run could tell; else None.
+    *served_name* is what the engine calls the backend's model, where only the run could tell; else None. *parity* is
+    what was proven of the run; None where there is no contract, or nothing was to be proven.
     """
 
-    __slots__ = ("_release", "address", "authorization", "backend", "engine", "served_name")
+    __slots__ = ("_release", "address", "authorization", "backend", "engine", "parity", "served_name")
 
     def __init__(
         self,
@@ -36,12 +38,14 @@ class Lease:
         authorization: str,
         release: Callable[[bool, bool], None],
         served_name: str | None = None,
+        parity: Parity | None = None,
     ) -> None:
         self.backend = backend.name
         self.engine = backend.engine
         self.address = address
         self.authorization = authorization
         self.served_name = served_name
+        self.parity = parity
         self._release: Callable[[bool, bool], None] | None = release
 
     def release(self, *, answered: bool = False, silent: bool = False) -> None:

@@ -16,6 +16,7 @@ from typing import Literal
 from chat_templates.conversation import Json, plain
 from chat_templates.rendering import DEFAULT, Renderer
 from chat_templates.rules import TRANSFORMERS_5_23
+from chat_templates.trimming import TrimRules
 
 FORMAT = 1
 """The version of the contract's form; it is part of the hash."""
@@ -24,7 +25,6 @@ LIVE: Literal["live"] = "live"
 """A clock that tells the time: the prompt changes from day to day, and cannot be proven for tomorrow."""
 
 Bos = Literal["from_template", "tokenizer", "none"]
-Trim = Literal["none", "both", "left", "right"]
 Parts = Literal["as_given", "join_newline", "reject"]
 NullContent = Literal["drop", "empty", "reject"]
 Developer = Literal["as_given", "system", "reject"]
@@ -58,15 +58,6 @@ class TokenizerFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class TrimRules:
-    """What is cut of the white space around a message's content, by role, before the template sees it."""
-
-    system: Trim = "none"
-    user: Trim = "none"
-    assistant: Trim = "none"
-
-
-@dataclass(frozen=True, slots=True)
 class MessageRules:
     """What happens to messages before the template.
 
@@ -79,7 +70,7 @@ class MessageRules:
     parts: Parts = "join_newline"
     content_null: NullContent = "drop"
     developer: Developer = "system"
-    trim: TrimRules = TrimRules()
+    trim: TrimRules = field(default_factory=TrimRules)
     system_default: str | None = None
     trailing_assistant: TrailingAssistant = "new_turn"
     reasoning_field: ReasoningField = "reasoning_content"

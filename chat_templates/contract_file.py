@@ -25,13 +25,13 @@ from chat_templates.contract import (
     MessageRules,
     Stop,
     TokenizerFacts,
-    TrimRules,
     sha256_of,
     variant_file,
 )
 from chat_templates.conversation import Json
 from chat_templates.parsing import TEMPLATE_LIMIT_BYTES
 from chat_templates.rules import GIVEN, RULES
+from chat_templates.trimming import Trim, TrimRules
 
 SUFFIX = ".contract.yaml"
 DEPTH_LIMIT = 32
@@ -92,8 +92,20 @@ def contract_text(contract: Contract) -> str:
     }
     if contract.clock is not None:
         document["clock"] = contract.clock.isoformat() if isinstance(contract.clock, datetime) else contract.clock
-    written = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110, default_flow_style=False)
+    written = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return _HEAD.format(name=contract.name) + written
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, which writes these as they are, reads them as line ends, and so gives a text back with another."""
+
+
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if set(text) & set("\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text_node)
 
 
 # --- reading
@@ -144,7 +156,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="an alias (*name) has no place in a contract", problem_mark=mark)
         if self._depth >= DEPTH_LIMIT:
             raise yaml.MarkedYAMLError(problem=f"it is nested more than {DEPTH_LIMIT} levels deep", problem_mark=mark)
@@ -300,7 +312,7 @@ class _Document:
     def _trim(self, node: yaml.Node, where: str) -> TrimRules:
         section = self._section(node, where, optional=[field.name for field in fields(TrimRules)])
         chosen = {
-            role: self._choice(value, f"{where}.{role}", get_args(forms.Trim)) for role, value in section.values.items()
+            role: self._choice(value, f"{where}.{role}", get_args(Trim)) for role, value in section.values.items()
         }
         return TrimRules(**chosen)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-TRIMS: Mapping[str, Callable[[str], str]] = {
+Trim = Literal["none", "both", "left", "right"]
+
+TRIMS: Mapping[Trim, Callable[[str], str]] = {
     "none": str,
     "both": str.strip,
     "left": str.lstrip,
@@ -17,17 +20,17 @@ TRIMS: Mapping[str, Callable[[str], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class TrimRules:
-    """For each role a key of `TRIMS`."""
+    """What is cut of the whitespace around a message's content, by its role, before the template sees it."""
 
-    system: str = "none"
-    user: str = "none"
-    assistant: str = "none"
+    system: Trim = "none"
+    user: Trim = "none"
+    assistant: Trim = "none"
 
     def trimmed(self, role: str, content: str) -> str:
         """*content* as the template renders it for *role*."""
         return TRIMS[self.by_role().get(role, "none")](content)
 
-    def by_role(self) -> dict[str, str]:
+    def by_role(self) -> dict[str, Trim]:
         """The rules as a contract has them."""
         return {"system": self.system, "user": self.user, "assistant": self.assistant}
 

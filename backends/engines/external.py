@@ -12,6 +12,7 @@ from backends.adapter import (
     Body,
     Call,
     Daemon,
+    Given,
     LaunchSpec,
     Objection,
     Probe,
@@ -28,9 +29,12 @@ from backends.dialect import Dialect, Finish
 from backends.environments import Environment
 from backends.memory_estimate import NO_NEED, MemoryNeed, WeightFacts
 from backends.options import Options
+from backends.prompting import SeePlan, StopPlan
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
 from backends.translation import Translated
+from chat_templates.conversation import Conversation
+from chat_templates.prompts import Prompt
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings"})
 
@@ -164,6 +168,18 @@ class External:
     def tokenize(self, request: TokenizeRequest) -> TokenizePlan:
         """Not part of the OpenAI API."""
         raise Unsupported("an external backend offers no tokenisation")
+
+    def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
+        """None yet."""
+        return None
+
+    def see_stops(self, backend: BackendSettings) -> StopPlan | None:
+        """None yet."""
+        return None
+
+    def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
+        """None yet."""
+        return None
 
 
 def address_of(url: str) -> Address:

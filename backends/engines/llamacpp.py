@@ -16,6 +16,7 @@ from backends.adapter import (
     Call,
     Daemon,
     Distribution,
+    Given,
     LaunchSpec,
     Objection,
     Served,
@@ -33,10 +34,13 @@ from backends.environments import Environment
 from backends.lora import gguf_adapter_problem
 from backends.memory_estimate import MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
+from backends.prompting import SeePlan, StopPlan
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
 from backends.translation import Translated
 from backends.weights import gguf_problem, gguf_source_objections
+from chat_templates.conversation import Conversation
+from chat_templates.prompts import Prompt
 
 STOP_GRACE_S = 10.0
 
@@ -317,6 +321,18 @@ class LlamaCpp:
             {"content": prompt, "add_special": request.add_special_tokens, "parse_special": True},
         )
         return TokenizeAnswer(list(answer["tokens"]))
+
+    def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
+        """None yet."""
+        return None
+
+    def see_stops(self, backend: BackendSettings) -> StopPlan | None:
+        """None yet."""
+        return None
+
+    def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
+        """None yet."""
+        return None
 
 
 def _adapter_objections(backend: BackendSettings) -> Iterator[Objection]:

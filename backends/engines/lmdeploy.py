@@ -17,6 +17,7 @@ from backends.adapter import (
     Call,
     Daemon,
     Distribution,
+    Given,
     LaunchSpec,
     Link,
     LinkedFolder,
@@ -39,11 +40,14 @@ from backends.environments import Environment
 from backends.lora import peft_problem
 from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
+from backends.prompting import SeePlan, StopPlan
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
 from backends.sources import SourceKind
 from backends.translation import Translated
 from backends.weights import folder_source_objections, hf_folder_problem
+from chat_templates.conversation import Conversation
+from chat_templates.prompts import Prompt
 
 STOP_GRACE_S = 15.0
 """Idle, TERM ends it in 0.4 s (TurboMind) or 1.8 s (PyTorch), without a GPU to clean up. It waits without limit for
@@ -354,6 +358,18 @@ class LmDeploy:
                 "LMDeploy has no tokenisation of a conversation, only of a prompt or of a single user message"
             )
         return _encode({"input": text, "do_preprocess": True, "add_bos": True})
+
+    def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
+        """None yet."""
+        return None
+
+    def see_stops(self, backend: BackendSettings) -> StopPlan | None:
+        """None yet."""
+        return None
+
+    def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
+        """None yet."""
+        return None
 
 
 def _template_files(backend: BackendSettings, folder: Path) -> Mapping[str, RunFile]:

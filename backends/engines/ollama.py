@@ -17,6 +17,7 @@ from backends.adapter import (
     Call,
     Daemon,
     Distribution,
+    Given,
     LaunchSpec,
     Objection,
     Probe,
@@ -38,10 +39,13 @@ from backends.engines.ollama_options import OPTIONS
 from backends.engines.ollama_parameters import BadParameter, read_parameter
 from backends.environments import Environment
 from backends.memory_estimate import NO_NEED, MemoryNeed, WeightFacts, reckoned
+from backends.prompting import SeePlan, StopPlan
 from backends.residence import PHASE_MARK, Residence
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import OllamaName, SourceKind
 from backends.translation import Translated
+from chat_templates.conversation import Conversation
+from chat_templates.prompts import Prompt
 
 DAEMON = "ollama"
 """The name of the daemon's backend."""
@@ -217,6 +221,18 @@ class Ollama:
     def tokenize(self, request: TokenizeRequest) -> TokenizePlan:
         """It has no route for that (server/routes.go GenerateRoutes)."""
         raise Unsupported("Ollama offers no tokenisation")
+
+    def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
+        """None yet."""
+        return None
+
+    def see_stops(self, backend: BackendSettings) -> StopPlan | None:
+        """None yet."""
+        return None
+
+    def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
+        """None yet."""
+        return None
 
 
 class OllamaDaemon(Ollama):

@@ -16,6 +16,7 @@ from backends.adapter import (
     Call,
     Daemon,
     Distribution,
+    Given,
     LaunchSpec,
     Objection,
     Served,
@@ -34,11 +35,14 @@ from backends.environments import Environment
 from backends.lora import highest_rank, peft_problem
 from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
+from backends.prompting import SeePlan, StopPlan
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
 from backends.sources import SourceKind
 from backends.translation import Translated
 from backends.weights import folder_source_objections, hf_folder_problem
+from chat_templates.conversation import Conversation
+from chat_templates.prompts import Prompt
 
 STOP_GRACE_S = 30.0
 """vLLM gives its workers 5 s, then TERM 4 s, then KILL (v1/executor/multiproc_executor.py), ROCm 15 s more."""
@@ -425,6 +429,18 @@ class Vllm:
             body["prompt"] = request.prompt
         answer = yield Call("POST", "/tokenize", body)
         return TokenizeAnswer(list(answer["tokens"]), answer.get("max_model_len"))
+
+    def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
+        """None yet."""
+        return None
+
+    def see_stops(self, backend: BackendSettings) -> StopPlan | None:
+        """None yet."""
+        return None
+
+    def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
+        """None yet."""
+        return None
 
 
 def _lora_flags(backend: BackendSettings) -> list[str]:

@@ -13,9 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_templates.contract import Contract, MessageRules, Stop, TokenizerFacts, TrimRules, sha256_of
+from chat_templates.contract import Contract, MessageRules, Stop, TokenizerFacts, sha256_of
 from chat_templates.contract_file import ContractInvalid, contract_text, read_contract, write_contract
 from chat_templates.conversation import Conversation
+from chat_templates.trimming import TrimRules
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON = st.recursive(
@@ -123,7 +124,7 @@ def test_orders_and_notations_are_not_in_the_hash() -> None:
     """The order of stops and keys says nothing, nor does 1 for 1.0 where a number with a fraction is meant."""
     turned = replace(
         PLAIN,
-        templates=dict(reversed(PLAIN.templates.items())),
+        templates=dict(reversed(list(PLAIN.templates.items()))),
         stop=Stop((1, 2, 2), ("<a>", "<b>")),
         sampling={"temperature": 1.0},
     )

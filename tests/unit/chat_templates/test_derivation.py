@@ -16,7 +16,7 @@ from chat_templates.forms.go_template import go_template
 from chat_templates.probing import END, START, Linear, NoPlace
 from chat_templates.refusals import CannotDerive, Refusal
 from chat_templates.rendering import Renderer
-from chat_templates.trimming import TRIMS, TrimRules, all_rules
+from chat_templates.trimming import TRIMS, Trim, TrimRules, all_rules
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -172,7 +172,7 @@ def test_a_border_that_is_not_known_has_no_place() -> None:
 
 
 @given(st.sampled_from(sorted(TRIMS)), st.text(st.sampled_from("ab \n\t\r\u3000"), max_size=9))
-def test_trimming_twice_is_trimming_once(rule: str, text: str) -> None:
+def test_trimming_twice_is_trimming_once(rule: Trim, text: str) -> None:
     """Every trim rule is idempotent: a form behind it may trim again."""
     assert TRIMS[rule](TRIMS[rule](text)) == TRIMS[rule](text)
 
