@@ -273,6 +273,12 @@ class Adapter(Protocol):
     def adapter_problem(self, adapter: Path) -> str | None:
         """What is wrong with the LoRA adapter at *adapter* for this engine, as far as a look at the files can tell."""
 
+    def contract_problem(self, backend: BackendSettings) -> str | None:
+        """Why this engine cannot keep the contract of *backend*, which was read, in a sentence.
+
+        As far as a look at its files can tell; the rest is for the proof. None without a contract.
+        """
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """What is wrong with the settings themselves; empty when all is well."""
 

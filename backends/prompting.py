@@ -21,6 +21,16 @@ is refused. strict: it is always given the finished prompt."""
 
 
 @dataclass(frozen=True, slots=True)
+class ContractChoice:
+    """The contract that an operator has named for one model: nothing was read yet. Fields as in `Prompting`."""
+
+    file: Path
+    tokenizer: Path | None = None
+    policy: Policy = "enforce"
+    mode: ModeChoice = "auto"
+
+
+@dataclass(frozen=True, slots=True)
 class Prompting:
     """What an operator says of one model's prompts.
 

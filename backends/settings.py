@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from backends.prompting import Prompting
+from backends.prompting import ContractChoice, Prompting
 from backends.sources import RemoteSource
 
 ArgValue = bool | int | float | str | tuple[int | float | str, ...]
@@ -117,8 +117,10 @@ class BackendSettings:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     context_length: int | None = None
     template_file: Path | None = None
+    contract: ContractChoice | None = None
+    """The contract of the model's prompts, by name; None where none was made."""
     prompting: Prompting | None = None
-    """The contract of the model's prompts; None where none was made."""
+    """The same, read; None where nobody has read it, or it cannot be. See `backends.contracts`."""
     template_is_engines: bool = False
     """Whatever template the engine takes is right: nobody checks that it is the weights' own."""
     on_demand: bool = False

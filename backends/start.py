@@ -16,6 +16,7 @@ import httpx
 
 from backends.adapter import Adapter, LaunchSpec
 from backends.address import Address
+from backends.contracts import contract_problems
 from backends.demand import Wish, sleep_of
 from backends.diagnosis import Diagnosis, ExitStatus
 from backends.downloader import NO_MODELS_DIR, Downloader, DownloadProgress
@@ -236,8 +237,23 @@ class Start:
             problem = await self._bring_weights(self._backend.source)
             if problem is not None or self._stop.is_set():
                 return problem
+        if self._backend.contract is not None:
+            problem = await asyncio.to_thread(self._contract_problem)
+            if problem is not None:
+                return problem
         async with self._place() as place:
             return await self._live_at(place, engine) if place is not None else None
+
+    def _contract_problem(self) -> Diagnosis | None:
+        """Why the contract cannot be kept, now that the weights are there. Blocks."""
+        problems = contract_problems(self._backend)
+        if not problems and (problem := self._adapter.contract_problem(self._backend)) is not None:
+            problems = (problem,)
+        if not problems:
+            return None
+        message = f"The contract of the model's prompts cannot be kept: {'; '.join(problems)}."
+        advice = "Correct the model's template.contract, or use another engine; `unigate check` says the same at once."
+        return Diagnosis("contract_unusable", message, advice, permanent=True)
 
     @contextlib.asynccontextmanager
     async def _place(self) -> AsyncIterator[Address | None]:
@@ -301,8 +317,9 @@ class Start:
 
     async def _described(self, engine: EngineSettings, place: Address, folder: Path) -> LaunchSpec:
         describe = partial(self._adapter.launch_spec, self._backend, engine, place, folder)
-        # What it reads is of the LoRA adapters, and their disk may be slow.
-        return await asyncio.to_thread(describe) if self._backend.adapters else describe()
+        # What it reads is of the LoRA adapters and of what a contract replaces, and their disk may be slow.
+        reads = bool(self._backend.adapters) or self._backend.prompting is not None
+        return await asyncio.to_thread(describe) if reads else describe()
 
     async def _bring_weights(self, source: HubSource) -> Diagnosis | None:
         """Why *source* is not there to be loaded; None when it is, or when a stop was asked for meanwhile."""

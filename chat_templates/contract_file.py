@@ -29,11 +29,13 @@ from chat_templates.contract import (
     variant_file,
 )
 from chat_templates.conversation import Json
+from chat_templates.model_folder import TOKENIZER_FILE
 from chat_templates.parsing import TEMPLATE_LIMIT_BYTES
 from chat_templates.rules import GIVEN, RULES
 from chat_templates.trimming import Trim, TrimRules
 
 SUFFIX = ".contract.yaml"
+TOKENIZER_SUFFIX = ".tokenizer"
 DEPTH_LIMIT = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -130,6 +132,12 @@ def read_contract(path: Path) -> Contract:
     if document.problems or contract is None:
         raise ContractInvalid("\n".join(document.problems))
     return contract
+
+
+def tokenizer_folder(path: Path) -> Path | None:
+    """The folder beside the contract in *path* that holds its tokenizer, ``NAME.tokenizer``; None without one."""
+    folder = path.with_name(path.name.removesuffix(SUFFIX) + TOKENIZER_SUFFIX)
+    return folder if (folder / TOKENIZER_FILE).is_file() else None
 
 
 def _read(path: Path, named_in: Path) -> str:

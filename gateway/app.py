@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from gateway.keys import Caller, Keyring
 from gateway.metrics import Metrics
 from gateway.model_list import ModelList
 from gateway.readiness import Readiness
-from gateway.reloading import Reloading, Source, with_digests
+from gateway.reloading import Reloading, Source, with_contents
 from gateway.routing import Route, Routes
 from gateway.serving import Limits, Serving
 from gateway.upstream import UpstreamPool, UpstreamTimeouts
@@ -92,8 +92,9 @@ def build(config: Config, source: Source | None = None) -> Gateway:
             Learnt(settings.state_dir / "memory"),
         ),
     )
+    backends = with_contents(config.backend_settings())
     fleet = Fleet(
-        with_digests(config.backend_settings()),
+        backends,
         {engine: config.engine_settings(engine) for engine in ADAPTERS},
         ADAPTERS,
         host,
@@ -102,7 +103,7 @@ def build(config: Config, source: Source | None = None) -> Gateway:
         log_keep=settings.log_keep,
         max_waiting=settings.queue.max_waiting,
     )
-    routes = Routes(_routes(config))
+    routes = Routes(_routes(config, backends))
     metrics = Metrics(fleet.statuses)
     metrics.keep_only(config.models.keys())
     fleet.subscribe(metrics.transition)
@@ -110,9 +111,9 @@ def build(config: Config, source: Source | None = None) -> Gateway:
     fleet.subscribe(partial(_break_off, pool))
     serving = Serving(keyring, routes, fleet, pool, metrics, _limits(settings), access_log=settings.access_log)
 
-    def adopt(new: Config) -> None:
+    def adopt(new: Config, backends: Iterable[BackendSettings]) -> None:
         keyring.adopt(_keyring(new))
-        routes.adopt(Routes(_routes(new)))
+        routes.adopt(Routes(_routes(new, backends)))
         serving.limits, serving.access_log = _limits(new.gateway), new.gateway.access_log
         pool.keep_to(_timeouts(new.gateway))
         fleet.allow_waiting(new.gateway.queue.max_waiting)
@@ -143,12 +144,12 @@ def _timeouts(settings: GatewaySettings) -> UpstreamTimeouts:
     return UpstreamTimeouts(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s)
 
 
-def _routes(config: Config) -> Iterator[Route]:
-    backends: dict[str, BackendSettings] = {}
-    for one in config.backend_settings():
-        backends.setdefault(one.model, one)
+def _routes(config: Config, backends: Iterable[BackendSettings]) -> Iterator[Route]:
+    first: dict[str, BackendSettings] = {}
+    for one in backends:
+        first.setdefault(one.model, one)
     for name, model in config.models.items():
-        backend = backends[model.base or name]
+        backend = first[model.base or name]
         adapter = ADAPTERS[backend.engine]
         yield Route(
             name,

@@ -10,12 +10,13 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends.adapter import Adapter
 from backends.completion import read_completion
+from backends.contracts import ContractUnusable, read_prompting
 from backends.demand import Wish, demand_of
 from backends.devices import GIB, Devices, LocalDevices
 from backends.engines import ADAPTERS
@@ -23,6 +24,7 @@ from backends.hub import LIBRARIES, SOURCES_EXTRA
 from backends.lora import base_doubt
 from backends.placement import Ground, Impossible, Placed, Resident, decide
 from backends.ports import probe_address
+from backends.prompting import ContractChoice
 from backends.resolving import Environments, EnvironmentUnusable
 from backends.settings import BackendSettings, EngineSettings, LoraAdapter
 from backends.sizes import size_text
@@ -114,6 +116,9 @@ def _models(config: Config) -> Iterator[Finding]:
     # The replicas of a model differ in nothing but their names.
     for backend in {backend.model: backend for backend in config.backend_settings()}.values():
         adapter = ADAPTERS[backend.engine]
+        if backend.contract is not None:
+            backend, findings = _contract(backend, backend.contract, adapter)
+            yield from findings
         objections = adapter.objections(backend)
         if isinstance(backend.source, HubSource):
             # What is wrong with it as it is written, is told below.
@@ -215,6 +220,25 @@ def _template(backend: BackendSettings, path: Path) -> Finding:
     except TemplateUnreadable as problem:
         return Finding(loc, backend.model, False, f"chat template {problem}", "correct the template or its path")
     return Finding(loc, backend.model, True, f"chat template {path} parses")
+
+
+def _contract(
+    backend: BackendSettings, choice: ContractChoice, adapter: Adapter
+) -> tuple[BackendSettings, Sequence[Finding]]:
+    """*backend* with its contract, where that can be read, and what is found of it."""
+    loc: Loc = ("models", backend.model, "template", "contract")
+    try:
+        prompting = read_prompting(choice, backend.weights)
+    except ContractUnusable as problem:
+        remedy = "correct the contract or its path; `unigate template import` makes one"
+        return backend, [Finding(loc, backend.model, False, f"contract {line}", remedy) for line in problem.problems]
+    backend = replace(backend, prompting=prompting)
+    fault = adapter.contract_problem(backend)
+    if fault is not None:
+        return backend, [Finding(loc, backend.model, False, f"contract {fault}", "use another engine for the model")]
+    tokenizer = f"tokenizer {prompting.tokenizer}" if prompting.tokenizer else "no tokenizer, so prompts are texts only"
+    message = f"contract {prompting.contract.hash[:12]} of {choice.file}; {tokenizer}"
+    return backend, [Finding(loc, backend.model, True, message)]
 
 
 def used_engines(config: Config) -> list[str]:

@@ -28,8 +28,10 @@ from pydantic_core import InitErrorDetails
 
 from backends.argv import clashes
 from backends.engines import ADAPTERS
+from backends.prompting import ContractChoice, ModeChoice
 from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, LoraAdapter, OptionValue, Timing
 from backends.sources import HubSource, RemoteSource, SourceKind, kind_of
+from chat_templates.parity import Policy
 from gateway.config_values import (
     AnyPath,
     Args,
@@ -357,6 +359,10 @@ class EngineConfig(Section):
         return EnvironmentChoice("managed", self.version) if self.version is not None else None
 
 
+_OF_A_CONTRACT = ("tokenizer", "parity", "mode")
+"""The keys that say how a contract is kept."""
+
+
 class TemplateConfig(Section):
     """The chat template of one model."""
 
@@ -364,14 +370,42 @@ class TemplateConfig(Section):
     engine: Flag = Field(
         False, description="Only ollama, instead of from: take what the engine has, though it is not the weights' own."
     )
+    contract: AnyPath | None = Field(
+        None, description="Instead of from: path of the contract that `unigate template import` has made."
+    )
+    tokenizer: AnyPath | None = Field(
+        None,
+        description="Only with contract: folder with its tokenizer.json; default the one beside the contract, else that"
+        " of the weights.",
+    )
+    parity: Policy = Field(
+        "enforce",
+        description="Only with contract: enforce serves what is proven to get the contract's prompts, warn serves all"
+        " and says so, off proves nothing.",
+    )
+    mode: ModeChoice = Field(
+        "auto",
+        description="Only with contract: native has the engine render, strict gives it finished prompts, auto takes"
+        " whichever is proven.",
+    )
 
     @classmethod
     def contradictions(cls, given: Mapping[str, object]) -> Iterator[Refusal]:
         """Refuses a section that names no template, or two."""
-        if "from" in given and "engine" in given:
-            yield Refusal(("engine",), "names a template, and so does from", "keep one of them")
-        if "from" not in given and "engine" not in given:
-            yield Refusal(("from",), "is missing", "add it (path of the chat template file to use (Jinja))")
+        first, *others = [key for key in ("from", "contract", "engine") if key in given] or [""]
+        for key in others:
+            yield Refusal((key,), f"names a template, and so does {first}", "keep one of them")
+        if not first:
+            remedy = "add contract: FILE (made by `unigate template import`), or from: FILE (a template in Jinja)"
+            yield Refusal(("contract",), "is missing", remedy)
+        elif "contract" not in given:
+            yield from _misplaced(_OF_A_CONTRACT, given, "has no effect without contract")
+
+    def choice(self) -> ContractChoice | None:
+        """The contract that is named, and how it is to be kept; None without one."""
+        if self.contract is None:
+            return None
+        return ContractChoice(self.contract, self.tokenizer, self.parity, self.mode)
 
 
 class BackoffConfig(Section):
@@ -543,6 +577,9 @@ class ModelConfig(Section):
         if self.engine is not None and takes_engines_own and not ADAPTERS[self.engine].chooses_templates:
             message = f"has no effect: {self.engine} takes the template of the weights, or the one it is given"
             yield Refusal(("template", "engine"), message, "remove it")
+        if self.template is not None and self.template.contract is not None and self.readiness == "embed":
+            message = "has no effect on a model that gives embeddings: no prompt of it is a conversation"
+            yield Refusal(("template", "contract"), message, "remove it")
         if self.engine is None or self.weights is None:
             return
         known = ADAPTERS[self.engine].sources
@@ -580,6 +617,7 @@ class ModelConfig(Section):
             context_length=self.context_length,
             template_file=self.template.source if self.template else None,
             template_is_engines=self.template is not None and self.template.engine,
+            contract=self.template.choice() if self.template else None,
             on_demand=self.load == "on_demand",
             idle_unload_s=self.idle_unload_s,
             readiness=self.readiness,
@@ -624,7 +662,12 @@ def _adapter_refusals(given: Mapping[str, object]) -> Iterator[Refusal]:
     if "adapter" not in given:
         yield Refusal(("adapter",), "is missing", "add the path of the LoRA adapter, or remove base")
     others = [key for key in given if key in ModelConfig.model_fields and key not in _ADAPTER_KEYS]
-    yield from _misplaced(others, given, "is said by the base of this model, which serves it")
+    yield from _misplaced(
+        (key for key in others if key != "template"), given, "is said by the base of this model, which serves it"
+    )
+    if "template" in given:
+        message = "is the base's: one engine renders for its base and its adapters with one template"
+        yield Refusal(("template",), message, "remove it, or merge the adapter into its base and serve that")
 
 
 def _misplaced(keys: Iterable[str], given: Mapping[str, object], message: str) -> Iterator[Refusal]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from backends.contracts import with_contracts
 from backends.fleet import Fleet
 from backends.lifecycle import RESTING, State
 from backends.settings import BackendSettings
@@ -70,11 +71,11 @@ class Source:
         return file.config
 
 
-def with_digests(backends: Iterable[BackendSettings]) -> tuple[BackendSettings, ...]:
-    """The *backends* with the digests of what is in their template files now. Reads those files."""
+def with_contents(backends: Iterable[BackendSettings]) -> tuple[BackendSettings, ...]:
+    """The *backends* with what is in their contracts, and the digests of their template files, now. Reads files."""
     return tuple(
         replace(backend, template_digest=_digest(backend.template_file)) if backend.template_file else backend
-        for backend in backends
+        for backend in with_contracts(backends)
     )
 
 
@@ -87,8 +88,9 @@ def _digest(path: Path) -> str:
 class Reloading:
     """The one who exchanges the configuration of a gateway while it runs.
 
-    *withhold* is given each new configuration before anything of it is started, *adopt* when it is to hold for
-    requests; neither waits. The owner calls `open` when the fleet is open, and `close` before it closes the fleet.
+    *withhold* is given each new configuration before anything of it is started, *adopt* is given it and its backends
+    when it is to hold for requests; neither waits. The owner calls `open` when the fleet is open, and `close` before it
+    closes the fleet.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Reloading:
         source: Source | None,
         fleet: Fleet,
         withhold: Callable[[Config], None],
-        adopt: Callable[[Config], None],
+        adopt: Callable[[Config, Iterable[BackendSettings]], None],
         count: Callable[[str], None],
     ) -> None:
         self.config = config
@@ -215,7 +217,7 @@ class Reloading:
                     await self._fleet.add(wanted[name].backend, wanted[name].engine)
             for name in (*model.adjusted, *(model.restarted if model.is_at_once else ())):
                 await self._fleet.change(wanted[name].backend, wanted[name].engine)
-        self._adopt(held)
+        self._adopt(held, [one.backend for one in wanted.values()])
         self.config = held
         self._fleet.expect(one.backend.model for one in wanted.values())
         self._fleet.order(wanted)
@@ -275,7 +277,7 @@ def _read(source: Source, running: GatewaySettings) -> tuple[Config, Config, dic
     """The configuration as it is written, as it can be held while the gateway is *running*, and its backends."""
     config = source.read()
     held = config.model_copy(update={"gateway": as_started(running, config.gateway)})
-    backends = with_digests(held.backend_settings())
+    backends = with_contents(held.backend_settings())
     return config, held, {one.name: Wanted(one, held.engine_settings(one.engine)) for one in backends}
 
 

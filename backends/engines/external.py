@@ -94,6 +94,10 @@ class External:
         """It takes none."""
         return None
 
+    def contract_problem(self, backend: BackendSettings) -> str | None:
+        """None: nothing that a look at the files could tell."""
+        return None
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Settings that need a process of ours."""
         fields = {

@@ -217,6 +217,10 @@ class LlamaCpp:
         """One GGUF file."""
         return gguf_adapter_problem(adapter)
 
+    def contract_problem(self, backend: BackendSettings) -> str | None:
+        """None: nothing that a look at the files could tell."""
+        return None
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Flags that are the gateway's to set, adapters that its command line cannot name, a source of many files."""
         return (

@@ -246,6 +246,10 @@ class LmDeploy:
         """A folder in PEFT's format."""
         return peft_problem(adapter)
 
+    def contract_problem(self, backend: BackendSettings) -> str | None:
+        """None: nothing that a look at the files could tell."""
+        return None
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Flags that are the gateway's to set, adapters that cannot be served as is, embeddings, a single file."""
         return [

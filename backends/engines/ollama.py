@@ -147,6 +147,10 @@ class Ollama:
         """It serves none beside a base; a Modelfile's ADAPTER makes a model of its own."""
         return "Ollama serves no adapters beside their base"
 
+    def contract_problem(self, backend: BackendSettings) -> str | None:
+        """None: nothing that a look at the files could tell."""
+        return None
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Parameters that Ollama does not know, which it would pass over, and what belongs to the daemon."""
         found = [objection for name, value in backend.args.items() if (objection := _parameter(name, value))]

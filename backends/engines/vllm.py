@@ -309,6 +309,10 @@ class Vllm:
             return f"{adapter}: has rank {rank}; vLLM takes {max(LORA_RANKS)} at most"
         return problem
 
+    def contract_problem(self, backend: BackendSettings) -> str | None:
+        """None: nothing that a look at the files could tell."""
+        return None
+
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Flags and variables that are the gateway's to set, and a single file that is no GGUF."""
         return (

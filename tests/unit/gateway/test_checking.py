@@ -16,6 +16,8 @@ from backends.completion import write_completion
 from backends.repository import RemoteFile
 from backends.settings import EngineSettings
 from backends.sources import HubSource
+from chat_templates.contract import Contract
+from chat_templates.contract_file import write_contract
 from gateway.checking import (
     Finding,
     address_finding,
@@ -246,3 +248,21 @@ def test_an_ollama_that_is_missing(tmp_path: Path) -> None:
     (finding,) = [finding for finding in static_findings(read, {"PATH": ""}) if not finding.is_good]
     assert finding.message == "the command ollama was not found"
     assert finding.remedy.startswith("install it as https://ollama.com/download says")
+
+
+def test_a_contract_is_read_with_the_rest(tmp_path: Path) -> None:
+    """A good contract is told by its hash, a bad one by each of its problems with file and line."""
+    document = {"engine": "vllm", "weights": str(tmp_path)}
+    contract = Contract("tuned", {"default": "{{ messages[0].content }}"}, "here")
+    file = write_contract(contract, tmp_path)
+
+    def found() -> list[Finding]:
+        models = {"m": {**document, "template": {"contract": str(file)}}}
+        findings = static_findings(Config.model_validate({"models": models}), os.environ)
+        return [one for one in findings if one.loc == ("models", "m", "template", "contract")]
+
+    (finding,) = found()
+    assert (finding.is_good, contract.hash[:12] in finding.message) == (True, True)
+    file.write_text(file.read_text().replace("tokenizer:", "tokeniser:").replace("messages:", "mesages:"))
+    assert [one.is_good for one in found()] == [False, False]
+    assert all(one.message.startswith(f"contract {file}:") and one.remedy for one in found())

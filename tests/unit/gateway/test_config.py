@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from backends.prompting import ContractChoice
 from backends.settings import BackendSettings, EngineSettings, EnvironmentChoice, LoraAdapter, Timing
 from backends.sources import HubSource
 from gateway.config import ENGINES, Config
@@ -675,4 +676,41 @@ def test_a_template_of_the_engines_own() -> None:
     assert (backend.template_is_engines, backend.template_file) == (True, None)
     assert list(model_complaints(template={"from": "t", "engine": True})) == [("template", "engine")]
     assert list(model_complaints(template={"engine": True})) == [("template", "engine")]
-    assert list(model_complaints(template={})) == [("template", "from")]
+    assert list(model_complaints(template={})) == [("template", "contract")]
+
+
+def test_a_contract_by_name() -> None:
+    """A contract is named with how it is kept: enforced, in whichever mode is proven, unless something else is said."""
+    (backend,) = read({"models": {"m": {**VLLM, "template": {"contract": "c.contract.yaml"}}}}).backend_settings()
+    assert backend.contract == ContractChoice(Path("/srv/unigate/c.contract.yaml"), None, "enforce", "auto")
+    said = {"contract": "/c", "tokenizer": "/t", "parity": "warn", "mode": "strict"}
+    (backend,) = read({"models": {"m": {**VLLM, "template": said}}}).backend_settings()
+    assert backend.contract == ContractChoice(Path("/c"), Path("/t"), "warn", "strict")
+
+
+@pytest.mark.parametrize(
+    ("template", "key", "says"),
+    [
+        ({"contract": "c", "from": "t"}, "contract", "names a template, and so does from"),
+        ({"contract": "c", "engine": True}, "engine", "names a template, and so does contract"),
+        ({"from": "t", "parity": "warn"}, "parity", "has no effect without contract"),
+        ({"from": "t", "mode": "strict"}, "mode", "has no effect without contract"),
+        ({"from": "t", "tokenizer": "t"}, "tokenizer", "has no effect without contract"),
+        ({"contract": "c", "parity": "maybe"}, "parity", ""),
+        ({"contract": "c", "mode": "tokens"}, "mode", ""),
+    ],
+)
+def test_a_contract_that_is_named_badly(template: Any, key: str, says: str) -> None:
+    """One template, one way to name it, and nothing that would have no effect."""
+    ((loc, message),) = model_complaints(template=template).items()
+    assert loc == ("template", key)
+    assert says in message
+
+
+def test_where_no_contract_belongs() -> None:
+    """Embeddings have no conversations, and an adapter's prompts are its base's: one engine has one template."""
+    assert list(model_complaints(readiness="embed", template={"contract": "c"})) == [("template", "contract")]
+    models = {"qwen": VLLM, "tuned": {"base": "qwen", "adapter": "/a", "template": {"contract": "c"}}}
+    ((loc, message),) = complaints({"models": models}).items()
+    assert loc == ("models", "tuned", "template")
+    assert "is the base's" in message

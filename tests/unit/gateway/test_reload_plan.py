@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from backends.prompting import Prompting
 from backends.settings import BackendSettings, EngineSettings, Timing
+from chat_templates.contract import Contract
 from gateway.config import Config
 from gateway.config_values import Origin
 from gateway.reload_plan import LIVE, ModelPlan, Wanted, as_started, is_left_open, plan_reload
@@ -51,6 +53,7 @@ def test_nothing_changes() -> None:
         {"context_length": 5},
         {"template_file": Path("/t")},
         {"template_digest": "abc"},
+        {"prompting": Prompting(Contract("c", {"default": "x"}, "here"), Path("/c"))},
         {"engine": EngineSettings(("other",))},
     ],
 )
