@@ -32,6 +32,16 @@ def ignored_by_vllm(weights: Path) -> Refusal | None:
     return None
 
 
+def ignored_by_vllm_hf(weights: Path) -> Refusal | None:
+    """The same of a vLLM that is started with ``--tokenizer-mode hf``: only Harmony is left, which looks at the model.
+
+    Raises ModelFolderUnreadable. Source: vllm/renderers/online_renderer.py, ``use_harmony``.
+    """
+    if read_config(weights / "config.json").get("model_type") == "gpt_oss":
+        return Refusal("T13", "vLLM renders gpt_oss by itself (Harmony) and ignores every template")
+    return None
+
+
 def ignored_by_ollama(weights: Path) -> Refusal | None:
     """Why Ollama ignores a template for *weights*, where that is a GGUF file. Raises Unwritable."""
     if not is_gguf(weights):

@@ -30,7 +30,31 @@ def pinned(renderer: Renderer, render: Render = Renderer.render) -> dict[str, st
     return {name: _pinned(name, renderer, render) for name in renderer.templates}
 
 
+def with_variables(renderer: Renderer) -> dict[str, str]:
+    """As `pinned`, and compared with nothing: for one whose prompts are proven where they are made. Renders nothing.
+
+    Raises CannotDerive and Unwritable.
+    """
+    return {name: _made(name, renderer) for name in renderer.templates}
+
+
 def _pinned(name: str, renderer: Renderer, render: Render) -> str:
+    text, made = renderer.templates[name], _made(name, renderer)
+    if made == text:
+        return text
+    one = Renderer({"default": text}, renderer.rules, renderer.variables, renderer.special_tokens, renderer.clock)
+    # without a clock of its own: were the macro not used, the time of this machine would show
+    other = Renderer({"default": made}, renderer.rules, {}, renderer.special_tokens)
+    for case in BATTERY:
+        left, right = (outcome(render, each, case.conversation) for each in (one, other))
+        # of what is refused, the line has moved
+        if left.text != right.text:
+            sentence = "the template does not say the same when its variables are set in it"
+            raise CannotDerive(Refusal("T09", sentence, case.name, str(left), str(right)))
+    return made
+
+
+def _made(name: str, renderer: Renderer) -> str:
     text = renderer.templates[name]
     try:
         names = names_in(text, RULES[renderer.rules])
@@ -45,19 +69,7 @@ def _pinned(name: str, renderer: Renderer, render: Render) -> str:
     ]
     if renderer.clock is not None and names.time_formats != ():
         head.append(_clock(renderer, names))
-    if not head:
-        return text
-    made = "".join(head) + text
-    one = Renderer({"default": text}, renderer.rules, renderer.variables, renderer.special_tokens, renderer.clock)
-    # without a clock of its own: were the macro not used, the time of this machine would show
-    other = Renderer({"default": made}, renderer.rules, {}, renderer.special_tokens)
-    for case in BATTERY:
-        left, right = (outcome(render, each, case.conversation) for each in (one, other))
-        # of what is refused, the line has moved
-        if left.text != right.text:
-            sentence = "the template does not say the same when its variables are set in it"
-            raise CannotDerive(Refusal("T09", sentence, case.name, str(left), str(right)))
-    return made
+    return "".join(head) + text
 
 
 def _clock(renderer: Renderer, names: TemplateNames) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_templates.conversation import Conversation
-from chat_templates.forms.pinned_jinja import literal, pinned
+from chat_templates.forms.pinned_jinja import literal, pinned, with_variables
 from chat_templates.refusals import CannotDerive, Unwritable
 from chat_templates.rendering import Renderer
 from tests.unit.chat_templates.test_derivation import CHATML
@@ -39,6 +39,7 @@ def test_variables_and_the_clock_are_in_the_template() -> None:
     renderer = Renderer(
         {"default": template}, variables={"mood": 'a"\n🕷', "thinking": False}, clock=datetime(2024, 7, 26)
     )
+    assert with_variables(renderer) == pinned(renderer)
     made = Renderer.of(pinned(renderer)["default"])
     assert made.render(HELLO).text == renderer.render(HELLO).text
     assert 'a"\n🕷26 Julno2024' in made.render(HELLO).text
