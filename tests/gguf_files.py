@@ -15,7 +15,9 @@ CHATML = (
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 
 
-def gguf_bytes(template: str | None = CHATML, *, name: str = "tiny", weights: bytes = b"\0" * 64) -> bytes:
+def gguf_bytes(
+    template: str | None = CHATML, *, name: str = "tiny", weights: bytes = b"\0" * 64, eos: int | None = None
+) -> bytes:
     """A GGUF file of version 3 with one tensor; *name* and *weights* make it differ from others."""
     fields = [
         ("general.architecture", _STRING, _text("llama")),
@@ -24,6 +26,8 @@ def gguf_bytes(template: str | None = CHATML, *, name: str = "tiny", weights: by
         ("tokenizer.ggml.tokens", _ARRAY, struct.pack("<IQ", _STRING, 2) + _text("a") + _text("b")),
         ("tokenizer.ggml.token_type", _ARRAY, struct.pack("<IQ", _UINT32, 2) + struct.pack("<II", 1, 1)),
     ]
+    if eos is not None:
+        fields.append(("tokenizer.ggml.eos_token_id", _UINT32, struct.pack("<I", eos)))
     if template is not None:
         fields.append(("tokenizer.chat_template", _STRING, _text(template)))
     header = b"GGUF" + struct.pack("<IQQ", 3, 1, len(fields))
@@ -32,9 +36,9 @@ def gguf_bytes(template: str | None = CHATML, *, name: str = "tiny", weights: by
     return header + b"\0" * (-len(header) % 32) + weights
 
 
-def write_gguf(path: Path, template: str | None = CHATML, *, name: str = "tiny") -> Path:
+def write_gguf(path: Path, template: str | None = CHATML, *, name: str = "tiny", eos: int | None = None) -> Path:
     """Such a file at *path*, which is returned."""
-    path.write_bytes(gguf_bytes(template, name=name))
+    path.write_bytes(gguf_bytes(template, name=name, eos=eos))
     return path
 
 

@@ -7,7 +7,7 @@ https://github.com/ggml-org/llama.cpp at b11434.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from backends.adapter import (
     Given,
     LaunchSpec,
     Objection,
+    RunFile,
     Served,
     Sleep,
     TokenizeAnswer,
@@ -28,6 +29,14 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.engines.llamacpp_contract import ENV as CONTRACT_ENV
+from backends.engines.llamacpp_contract import (
+    contract_files,
+    contract_flags,
+    contract_objections,
+    contract_problem,
+    end_flags,
+)
 from backends.engines.llamacpp_dialect import DIALECT
 from backends.engines.llamacpp_options import OPTIONS
 from backends.environments import Environment
@@ -218,8 +227,8 @@ class LlamaCpp:
         return gguf_adapter_problem(adapter)
 
     def contract_problem(self, backend: BackendSettings) -> str | None:
-        """None: nothing that a look at the files could tell."""
-        return None
+        """A template that nothing can be pinned in, where the engine is to render."""
+        return contract_problem(backend.prompting) if backend.prompting is not None else None
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Flags that are the gateway's to set, adapters that its command line cannot name, a source of many files."""
@@ -227,6 +236,7 @@ class LlamaCpp:
             *owned_objections(backend.args, OWNED),
             *_adapter_objections(backend),
             *gguf_source_objections(backend.source),
+            *contract_objections(backend),
         )
 
     def timing(self, timing: Timing) -> Timing:
@@ -257,6 +267,12 @@ class LlamaCpp:
             argv += ["--ctx-size", str(backend.context_length * _slots(backend))]
         if backend.template_file is not None:
             argv += ["--chat-template-file", str(backend.template_file)]
+        files: Mapping[str, RunFile] = {}
+        if backend.prompting is not None:
+            argv += contract_flags(backend.prompting, folder)
+            if not _is_embedded(argv[: argv.index("--model")]):
+                argv += end_flags(backend.prompting.contract.stop.token_ids, backend.weights)
+            files = contract_files(backend.prompting)
         argv += option_flags(OPTIONS, backend.options)
         if backend.adapters:
             # One flag for all: of several only the last would count (common/arg.cpp, "specified multiple times").
@@ -268,6 +284,8 @@ class LlamaCpp:
             probe=openai_probe(backend),
             argv=tuple(argv),
             env={**engine.env, **backend.env},
+            env_removed=CONTRACT_ENV if backend.prompting is not None else (),
+            files=files,
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
         )
 
@@ -350,6 +368,11 @@ def _adapter_objections(backend: BackendSettings) -> Iterator[Objection]:
             yield Objection(
                 ("args", name), message, "write it as a model of its own, with base: NAME and adapter: PATH"
             )
+
+
+def _is_embedded(command: Sequence[str]) -> bool:
+    """Whether *command* runs the embedded server, whose library has no place for overrides of a GGUF file's keys."""
+    return command[-1] == EMBEDDED or Path(command[-1]).name == "llamacpp_server.py"
 
 
 def _slots(backend: BackendSettings) -> int:

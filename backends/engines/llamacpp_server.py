@@ -114,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     switch("--jinja", to="use_jinja")
     switch("--no-jinja", to="use_jinja", value=False)
     switch("--no-prefill-assistant", to="prefill_assistant", value=False)
+    switch("--reasoning-preserve", to="preserve_reasoning")
+    switch("--no-reasoning-preserve", to="preserve_reasoning", value=False)
     switch("--no-webui", to="ui", value=False)
     switch("--no-warmup", to="warmup", value=False)
     switch("--context-shift", to="ctx_shift")
@@ -136,6 +138,10 @@ def server_params(options: dict[str, Any]) -> Any:
         params.chat_template = template.read_text(encoding="utf-8")
     if kwargs := given.pop("chat_template_kwargs", None):
         params.default_template_kwargs = {name: json.dumps(value) for name, value in kwargs.items()}
+    if (is_kept := given.pop("preserve_reasoning", None)) is not None:
+        # as common/arg.cpp has it; left out, it is true
+        params.default_template_kwargs = {**params.default_template_kwargs, "preserve_reasoning": json.dumps(is_kept)}
+        params.preserve_reasoning_specified = True
     if paths := given.pop("lora", None):
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=path, scale=1.0) for path in paths]
     for name, choices in CHOICES.items():

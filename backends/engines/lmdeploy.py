@@ -34,6 +34,12 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import canonical, flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.engines.lmdeploy_contract import (
+    MODEL_FOLDER,
+    contract_files,
+    contract_objections,
+    contract_problem,
+)
 from backends.engines.lmdeploy_dialect import DIALECT
 from backends.engines.lmdeploy_options import OPTIONS
 from backends.environments import Environment
@@ -247,14 +253,15 @@ class LmDeploy:
         return peft_problem(adapter)
 
     def contract_problem(self, backend: BackendSettings) -> str | None:
-        """None: nothing that a look at the files could tell."""
-        return None
+        """A model whose prompts LMDeploy changes after the template, and stop texts that it drops."""
+        return contract_problem(backend.prompting, backend.weights) if backend.prompting is not None else None
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Flags that are the gateway's to set, adapters that cannot be served as is, embeddings, a single file."""
         return [
             *owned_objections(backend.args, OWNED),
             *_adapter_objections(backend),
+            *contract_objections(backend),
             *_no_embeddings(backend),
             *folder_source_objections(backend.source, takes_gguf=False),
         ]
@@ -286,12 +293,14 @@ class LmDeploy:
         The chat template is always named. Left to itself, LMDeploy takes one of its own by what the *path* of the
         weights contains: ``…/mistral-instruct-exp/`` gets the one named mistral (model.py get_chat_template).
         """
-        argv = [*(engine.command or self.default_command()), str(backend.weights), "--model-name", backend.model_name]
+        weights, files = backend.weights, _template_files(backend, folder)
+        if backend.prompting is not None and weights is not None:
+            weights, files = folder / MODEL_FOLDER, contract_files(backend.prompting, weights)
+        argv = [*(engine.command or self.default_command()), str(weights), "--model-name", backend.model_name]
         argv += ["--server-name", place.host, "--server-port", str(place.port)]
         if backend.context_length is not None:
             argv += ["--session-len", str(backend.context_length)]
-        files = _template_files(backend, folder)
-        argv += ["--chat-template", str(folder / TEMPLATE_CONFIG) if files else "hf"]
+        argv += ["--chat-template", str(folder / TEMPLATE_CONFIG) if TEMPLATE_CONFIG in files else "hf"]
         argv += option_flags(OPTIONS, backend.options)
         argv += _lora_flags(backend)
         argv += flags(backend.args)

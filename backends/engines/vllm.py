@@ -19,6 +19,7 @@ from backends.adapter import (
     Given,
     LaunchSpec,
     Objection,
+    RunFile,
     Served,
     Sleep,
     TokenizeAnswer,
@@ -29,6 +30,7 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.engines.vllm_contract import contract_files, contract_flags, contract_objections, contract_problem
 from backends.engines.vllm_dialect import DIALECT
 from backends.engines.vllm_options import OPTIONS
 from backends.environments import Environment
@@ -310,14 +312,15 @@ class Vllm:
         return problem
 
     def contract_problem(self, backend: BackendSettings) -> str | None:
-        """None: nothing that a look at the files could tell."""
-        return None
+        """A model that vLLM renders by itself, where it is to render with the template."""
+        return contract_problem(backend.prompting, backend.weights) if backend.prompting is not None else None
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Flags and variables that are the gateway's to set, and a single file that is no GGUF."""
         return (
             *owned_objections(backend.args, OWNED),
             *_open_door(backend.env),
+            *contract_objections(backend),
             *folder_source_objections(backend.source, takes_gguf=True),
         )
 
@@ -357,6 +360,10 @@ class Vllm:
             argv += ["--max-model-len", str(backend.context_length)]
         if backend.template_file is not None:
             argv += ["--chat-template", str(backend.template_file)]
+        files: Mapping[str, RunFile] = {}
+        if backend.prompting is not None:
+            argv += contract_flags(backend.prompting, folder)
+            files = contract_files(backend.prompting, backend.weights)
         argv += option_flags(OPTIONS, backend.options)
         argv += _lora_flags(backend)
         argv += flags(backend.args)
@@ -370,6 +377,7 @@ class Vllm:
             argv=tuple(argv),
             env=env,
             env_removed=tuple(DEV_ENV),
+            files=files,
             stop_grace_s=backend.timing.stop_grace_s or STOP_GRACE_S,
         )
 

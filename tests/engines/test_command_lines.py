@@ -56,8 +56,9 @@ json.dump({"read": read, "flags": flags}, sys.stdout, default=str)
 def arguments(engine: str, name: str) -> list[str]:
     """The example's command line from where the engine's own parser reads it."""
     argv = list(EXAMPLES[engine][name].argv())
-    first = {"vllm": "--served-model-name", "lmdeploy": "/models/m", "llamacpp": "--model"}[engine]
-    return argv[argv.index(first) :]
+    if engine == "lmdeploy":
+        return argv[argv.index("--model-name") - 1 :]
+    return argv[argv.index("--served-model-name" if engine == "vllm" else "--model") :]
 
 
 def asked(engine: str, python: Path | str, script: str) -> dict[str, Any]:

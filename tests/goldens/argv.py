@@ -15,7 +15,9 @@ from typing import Any
 
 from backends.address import Address
 from backends.engines import ADAPTERS
+from backends.prompting import Prompting
 from backends.settings import BackendSettings, EngineSettings, LoraAdapter
+from chat_templates.contract import Contract, Stop
 
 FOLDER = Path(__file__).parent
 UDS = Address(uds="/run/m.sock")
@@ -25,6 +27,17 @@ RUN_FOLDER = Path("/state/runs/m")
 LORAS = (LoraAdapter("m-sql", FOLDER / "lora-rank-24"), LoraAdapter("law, 2nd=best", Path("/lora/law")))
 """One whose rank can be read, and one with a name that command lines stumble over."""
 GGUF_LORAS = (LoraAdapter("m-sql", Path("/lora/sql.gguf")), LoraAdapter("law, 2nd=best", Path("/lora/law.gguf")))
+CONTRACT = Prompting(
+    Contract(
+        "tuned",
+        {"default": "{{ mood }}{{ messages[0].content }}", "tool_use": "{{ tools }}"},
+        "here",
+        pinned={"mood": "calm"},
+        stop=Stop((151645, 151643)),
+    ),
+    Path("/t/tuned.contract.yaml"),
+)
+"""With two templates, a variable that is pinned, and two ends of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         ),
         "every switch off": Example("vllm", {"options": _switches_off("vllm")}),
         "two LoRA adapters": Example("vllm", {"adapters": LORAS}),
+        "a contract": Example("vllm", {"context_length": 4096, "prompting": CONTRACT}),
         "other flags": Example(
             "vllm",
             {"args": {"disable-log-stats": True, "enable-log-requests": False, "allowed-origins": ('["http://a"]',)}},
@@ -104,6 +118,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "two LoRA adapters": Example(
             "lmdeploy", {"adapters": (LORAS[0], LoraAdapter("law", Path("/lora/law")))}, place=TCP
         ),
+        "a contract, which makes a folder of its own": Example("lmdeploy", {"prompting": CONTRACT}, place=TCP),
         "other flags": Example(
             "lmdeploy",
             {"args": {"log-level": "INFO", "disable-metrics": True, "allow-methods": ("GET", "POST")}},
@@ -121,6 +136,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         ),
         "every switch off": Example("llamacpp", {"options": _switches_off("llamacpp")}, ("/opt/llama-server",)),
         "two LoRA adapters": Example("llamacpp", {"adapters": GGUF_LORAS}),
+        "a contract": Example("llamacpp", {"prompting": CONTRACT}),
         "other flags": Example("llamacpp", {"args": {"parallel": 2, "ngl": 99, "slots": True}, "context_length": 512}),
     },
 }

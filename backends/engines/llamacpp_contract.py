@@ -1,0 +1,88 @@
+"""A contract in llama.cpp's command line. Sources name files of llama.cpp, build 11549."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from backends.adapter import Objection
+from backends.argv import owned_objections
+from backends.contract_texts import TEMPLATE_FILE, template_problem, template_text
+from backends.gguf import GgufUnreadable, read_metadata
+from backends.prompting import Prompting
+from backends.settings import BackendSettings
+
+_REMEDY = "remove it: the contract says it"
+OWNED = dict.fromkeys(
+    (
+        "jinja", "no-jinja", "chat-template-kwargs", "reasoning", "rea", "reasoning-preserve", "no-reasoning-preserve",
+        "prefill-assistant", "no-prefill-assistant", "override-kv", "skip-chat-parsing",
+    ),
+    _REMEDY,
+)  # fmt: skip
+
+ENV = (
+    # llama-server takes flags from its environment too, and these change a prompt (common/arg.cpp).
+    "LLAMA_ARG_CHAT_TEMPLATE",
+    "LLAMA_ARG_CHAT_TEMPLATE_FILE",
+    "LLAMA_ARG_CHAT_TEMPLATE_KWARGS",
+    "LLAMA_ARG_JINJA",
+    "LLAMA_ARG_PREFILL_ASSISTANT",
+    "LLAMA_ARG_REASONING",
+    "LLAMA_ARG_REASONING_PRESERVE",
+    "LLAMA_ARG_SKIP_CHAT_PARSING",
+)
+
+EOS = "tokenizer.ggml.eos_token_id"
+FURTHER_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+"""The keys of a GGUF file that name ends of generation beside EOS (src/llama-vocab.cpp, special_eog_ids)."""
+
+
+def contract_flags(prompting: Prompting, folder: Path) -> list[str]:
+    """The flags under which llama.cpp renders as the contract does, its file in *folder*.
+
+    Earlier reasoning is kept, and a last message of the assistant continued, unless it is told not to (common/arg.cpp).
+    """
+    return ["--chat-template-file", str(folder / TEMPLATE_FILE), "--no-reasoning-preserve", "--no-prefill-assistant"]
+
+
+def end_flags(stop_ids: Sequence[int], weights: Path | None) -> list[str]:
+    """The flags that make *stop_ids* ends of generation, beside the EOS of the GGUF file: two of them have a place.
+
+    Blocks: reads the head of the file. What has no place shows when the contract is proven.
+    """
+    further = further_ends(stop_ids, weights)
+    said = ",".join(f"{key}=int:{one}" for key, one in further.items())
+    return ["--override-kv", said] if said else []
+
+
+def further_ends(stop_ids: Sequence[int], weights: Path | None) -> Mapping[str, int]:
+    """Keys of a GGUF file with those of *stop_ids* that are not its EOS, as many as there are keys for."""
+    eos = None
+    if weights is not None:
+        try:
+            eos = read_metadata(weights, {EOS}).get(EOS)
+        # the engine reads it too, and says so
+        except (GgufUnreadable, OSError):
+            eos = None
+    return dict(zip(FURTHER_ENDS, (one for one in stop_ids if one != eos), strict=False))
+
+
+def contract_files(prompting: Prompting) -> Mapping[str, str]:
+    """What those flags name."""
+    return {TEMPLATE_FILE: template_text(prompting.contract)}
+
+
+def contract_objections(backend: BackendSettings) -> Iterator[Objection]:
+    """Flags and variables that would say what the contract says."""
+    if backend.contract is None:
+        return
+    yield from owned_objections(backend.args, OWNED)
+    for name in ENV:
+        if name in backend.env:
+            yield Objection(("env", name), "would change the contract's prompts", "remove it")
+
+
+def contract_problem(prompting: Prompting) -> str | None:
+    """Why no template can be given that needs nothing more, where one is needed."""
+    return template_problem(prompting)
