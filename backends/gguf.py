@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 MAGIC = b"GGUF"
 CHAT_TEMPLATE = "tokenizer.chat_template"
+EOS = "tokenizer.ggml.eos_token_id"
+FURTHER_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+"""The keys that name ends of generation beside EOS, for llama.cpp (src/llama-vocab.cpp, special_eog_ids, b11434)."""
 POOLING = "pooling_type"
 """Ends the key, after the architecture, that only embedding models have: ``bert.pooling_type``."""
 
@@ -48,6 +51,18 @@ def read_shape(path: Path) -> dict[str, Value]:
     """The fields of *path* that stand before its tokenizer's, which are the bulk of it. Raises as `read_metadata`."""
     with _opened(path) as file:
         return dict(_fields(file, until="tokenizer."))
+
+
+def further_ends(path: Path | None, stop_ids: Iterable[int]) -> dict[str, int]:
+    """Keys with those of *stop_ids* that are not the EOS of *path*, as many as there are keys for.
+
+    Blocks as `read_metadata` does. A file that cannot be read has no EOS: whoever loads it says more.
+    """
+    eos: Value | None = None
+    if path is not None:
+        with contextlib.suppress(GgufUnreadable, OSError):
+            eos = read_metadata(path, {EOS}).get(EOS)
+    return dict(zip(FURTHER_ENDS, (one for one in stop_ids if one != eos), strict=False))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from backends.adapter import Body, Call
 from backends.address import Address
 from backends.diagnosis import Diagnosis
 from backends.probing import client_for
-from backends.residence import Digest, Follow, Pause, Reading, Reply, ResidenceRefused, Step, Upload
+from backends.residence import Digest, Follow, Pause, Reading, Reply, ResidenceRefused, Source, Step, Upload
+from chat_templates.forms.gguf_file import RewrittenGguf
 
 PIECE_BYTES = 1024 * 1024
 CONNECT_TIMEOUT_S = 5.0
@@ -31,16 +32,17 @@ class Digests:
     """The sha256 of files, each computed once as long as the file stays as it is (size, time of change, inode)."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Path, int, int, int], str] = {}
+        self._known: dict[tuple[Path | RewrittenGguf, int, int, int], str] = {}
 
-    def of(self, path: Path, count: Callable[[int], None], stop: threading.Event) -> str:
-        """The digest of *path* in hex, empty once *stop* is set. Blocks: about two seconds for each GiB.
+    def of(self, source: Path | RewrittenGguf, count: Callable[[int], None], stop: threading.Event) -> str:
+        """The digest of *source* in hex, empty once *stop* is set. Blocks: about two seconds for each GiB.
 
         *count* gets the number of bytes of each piece read.
         """
-        with path.open("rb") as file:
+        with _opened(source) as file:
             seen = os.fstat(file.fileno())
-            key = (path.resolve(), seen.st_size, seen.st_mtime_ns, seen.st_ino)
+            named = source.resolve() if isinstance(source, Path) else source
+            key = (named, seen.st_size, seen.st_mtime_ns, seen.st_ino)
             if key not in self._known:
                 found = hashlib.sha256()
                 while piece := file.read(PIECE_BYTES):
@@ -133,7 +135,7 @@ class Mover:
             answer = await client.post(step.target, content=self._pieces(step.source, size), headers=headers)
         return Reply(answer.status_code, _object(answer.text))
 
-    async def _pieces(self, source: Path | str, size: int) -> AsyncIterator[bytes]:
+    async def _pieces(self, source: Source, size: int) -> AsyncIterator[bytes]:
         sent = 0
         with _opened(source) as file:
             while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
@@ -142,8 +144,8 @@ class Mover:
                 self._tell(f"copying the weights to the daemon {sent * 100 // max(size, 1)}%")
                 yield piece
 
-    async def _digest(self, source: Path | str) -> str:
-        if not isinstance(source, Path):
+    async def _digest(self, source: Source) -> str:
+        if isinstance(source, str):
             return hashlib.sha256(bytes(source, "utf-8")).hexdigest()
         stop = threading.Event()
         self._tell("reading the weights")
@@ -167,8 +169,10 @@ class Mover:
             self._say(phase)
 
 
-def _opened(source: Path | str) -> BinaryIO:
-    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source.encode())
+def _opened(source: Source) -> BinaryIO:
+    if isinstance(source, str):
+        return io.BytesIO(source.encode())
+    return source.open("rb") if isinstance(source, Path) else source.open()
 
 
 def _object(text: str) -> Body:

@@ -12,6 +12,7 @@ from typing import Any
 
 from backends.adapter import Body, Call, Probe
 from backends.diagnosis import Diagnosis
+from chat_templates.forms.gguf_file import RewrittenGguf
 
 PHASE_MARK = "[daemon] "
 """Before what a daemon is said to be doing for a model, in that model's log."""
@@ -24,19 +25,23 @@ class Reading:
     read: Callable[[], Any]
 
 
+Source = Path | RewrittenGguf | str
+"""A file, a file as it would be with other keys, or a text's UTF-8."""
+
+
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """The sha256 of a file, or of a text's UTF-8, wanted in hex as the reply's *value*."""
+    """The sha256 of *source*, wanted in hex as the reply's *value*."""
 
-    source: Path | str
+    source: Source
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file, or a text's UTF-8, to be posted to *target* as it is."""
+    """*source*, to be posted to *target* as it is."""
 
     target: str
-    source: Path | str
+    source: Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,16 @@ _UINT32, _STRING, _ARRAY = 4, 8, 9
 
 
 def gguf_bytes(
-    template: str | None = CHATML, *, name: str = "tiny", weights: bytes = b"\0" * 64, eos: int | None = None
+    template: str | None = CHATML,
+    *,
+    name: str = "tiny",
+    weights: bytes = b"\0" * 64,
+    eos: int | None = None,
+    architecture: str = "llama",
 ) -> bytes:
     """A GGUF file of version 3 with one tensor; *name* and *weights* make it differ from others."""
     fields = [
-        ("general.architecture", _STRING, _text("llama")),
+        ("general.architecture", _STRING, _text(architecture)),
         ("general.name", _STRING, _text(name)),
         ("llama.context_length", _UINT32, struct.pack("<I", 8192)),
         ("tokenizer.ggml.tokens", _ARRAY, struct.pack("<IQ", _STRING, 2) + _text("a") + _text("b")),

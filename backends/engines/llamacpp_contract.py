@@ -8,7 +8,7 @@ from pathlib import Path
 from backends.adapter import Objection
 from backends.argv import owned_objections
 from backends.contract_texts import TEMPLATE_FILE, template_problem, template_text
-from backends.gguf import GgufUnreadable, read_metadata
+from backends.gguf import further_ends
 from backends.prompting import Prompting
 from backends.settings import BackendSettings
 
@@ -33,10 +33,6 @@ ENV = (
     "LLAMA_ARG_SKIP_CHAT_PARSING",
 )
 
-EOS = "tokenizer.ggml.eos_token_id"
-FURTHER_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-"""The keys of a GGUF file that name ends of generation beside EOS (src/llama-vocab.cpp, special_eog_ids)."""
-
 
 def contract_flags(prompting: Prompting, folder: Path) -> list[str]:
     """The flags under which llama.cpp renders as the contract does, its file in *folder*.
@@ -51,21 +47,9 @@ def end_flags(stop_ids: Sequence[int], weights: Path | None) -> list[str]:
 
     Blocks: reads the head of the file. What has no place shows when the contract is proven.
     """
-    further = further_ends(stop_ids, weights)
+    further = further_ends(weights, stop_ids)
     said = ",".join(f"{key}=int:{one}" for key, one in further.items())
     return ["--override-kv", said] if said else []
-
-
-def further_ends(stop_ids: Sequence[int], weights: Path | None) -> Mapping[str, int]:
-    """Keys of a GGUF file with those of *stop_ids* that are not its EOS, as many as there are keys for."""
-    eos = None
-    if weights is not None:
-        try:
-            eos = read_metadata(weights, {EOS}).get(EOS)
-        # the engine reads it too, and says so
-        except (GgufUnreadable, OSError):
-            eos = None
-    return dict(zip(FURTHER_ENDS, (one for one in stop_ids if one != eos), strict=False))
 
 
 def contract_files(prompting: Prompting) -> Mapping[str, str]:

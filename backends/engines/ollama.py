@@ -33,6 +33,7 @@ from backends.argv import number_said
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines.ollama_arrival import HEALTH, arrive, diagnose_load
 from backends.engines.ollama_content import content_problem
+from backends.engines.ollama_contract import contract_objections, contract_problem
 from backends.engines.ollama_dialect import DIALECT
 from backends.engines.ollama_native import translate
 from backends.engines.ollama_options import OPTIONS
@@ -148,12 +149,13 @@ class Ollama:
         return "Ollama serves no adapters beside their base"
 
     def contract_problem(self, backend: BackendSettings) -> str | None:
-        """None: nothing that a look at the files could tell."""
-        return None
+        """A model that Ollama renders by itself, where it is to render with the template."""
+        return contract_problem(backend.prompting, backend.weights) if backend.prompting is not None else None
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Parameters that Ollama does not know, which it would pass over, and what belongs to the daemon."""
         found = [objection for name, value in backend.args.items() if (objection := _parameter(name, value))]
+        found += contract_objections(backend)
         if backend.env:
             message = "has no effect: all models of Ollama live in one process"
             found.append(Objection(("env",), message, "write engines.ollama.env"))

@@ -16,6 +16,7 @@ from typing import Any
 from backends.adapter import Body, Call, Probe
 from backends.diagnosis import Diagnosis, first_match, pattern
 from backends.engines.ollama_content import Content, read_content, refused
+from backends.engines.ollama_contract import read_under_contract
 from backends.engines.ollama_modelfile import is_go_template
 from backends.engines.ollama_parameters import RUNNER
 from backends.residence import (
@@ -130,7 +131,8 @@ CREATE_PATTERNS = (
 def arrive(backend: BackendSettings, *, go_templates: bool | None) -> ArrivalPlan:
     """The plan that ends with *backend*'s model in the daemon, made now or at an earlier start. Raises
     ResidenceRefused."""
-    reply = yield Reading(partial(read_content, backend, go_templates=go_templates))
+    read = partial(read_content, go_templates=go_templates) if backend.prompting is None else read_under_contract
+    reply = yield Reading(partial(read, backend))
     content: Content = reply.value
     origin = (yield from _published(content.origin)) if content.origin else ""
     digests = yield from _digests(content)

@@ -18,7 +18,7 @@ from backends.engines.ollama_modelfile import Modelfile, ModelfileUnreadable, pa
 from backends.engines.ollama_options import OPTIONS
 from backends.engines.ollama_parameters import read_parameter
 from backends.gguf import CHAT_TEMPLATE, GgufUnreadable, read_metadata
-from backends.residence import ResidenceRefused
+from backends.residence import ResidenceRefused, Source
 from backends.settings import BackendSettings
 from backends.sources import OllamaName
 from backends.weights import gguf_problem, hf_folder_problem, missing_problem
@@ -36,12 +36,12 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0}
 class Content:
     """A model as it is to be in the daemon.
 
-    *files*: name in the daemon -> a file, or a text in its place. *origin* is the published model it is made from,
+    *files*: name in the daemon -> what is in it. *origin* is the published model it is made from,
     instead of files. *template* is the chat template that has to be in force: Jinja, or Go's when *is_go*; None when
     whatever there is is right. *has_split* tells that the tokenizer cuts text by patterns of its own first.
     """
 
-    files: Mapping[str, Path | str] = field(default_factory=dict)
+    files: Mapping[str, Source] = field(default_factory=dict)
     origin: str = ""
     adapter: Path | None = None
     template: str | None = None
@@ -64,7 +64,7 @@ def content_problem(weights: Path) -> str | None:
             modelfile = parse_modelfile(weights.read_text(encoding="utf-8"))
         except (ModelfileUnreadable, UnicodeDecodeError) as problem:
             return f"{weights}: {problem}"
-        base = _path_of(modelfile.base, weights.parent)
+        base = path_of(modelfile.base, weights.parent)
         return content_problem(base) if base is not None else None
     if _SPLIT_GGUF.search(weights.name):
         return f"{weights}: is one of several parts; join them first (llama-gguf-split --merge), for Ollama takes one"
@@ -82,7 +82,7 @@ def _without_safetensors(weights: Path) -> str | None:
     return f"{weights}: holds no *.safetensors; Ollama is given those only, or one GGUF file"
 
 
-def _path_of(base: str, folder: Path) -> Path | None:
+def path_of(base: str, folder: Path) -> Path | None:
     """A Modelfile's FROM as a path; None when it is a published model's name, as `ollama create` decides it."""
     path = (folder / Path(base).expanduser()).resolve()
     return path if path.exists() or base.startswith((".", "/", "~")) else None
@@ -105,7 +105,7 @@ def read_content(backend: BackendSettings, *, go_templates: bool | None) -> Cont
             "The weights hold no chat template, and Ollama would take ChatML.",
             "Write models.<name>.template: {from: FILE} (for a folder), or {engine: true} if ChatML is right.",
         )
-    return replace(content, parameters={**content.parameters, **_configured(backend)})
+    return replace(content, parameters={**content.parameters, **configured(backend)})
 
 
 def _content(backend: BackendSettings, go_templates: bool | None) -> Content:
@@ -122,7 +122,8 @@ def _content(backend: BackendSettings, go_templates: bool | None) -> Content:
     return replace(_of_path(weights, backend.template_file), parameters=SAMPLING)
 
 
-def _configured(backend: BackendSettings) -> dict[str, Any]:
+def configured(backend: BackendSettings) -> dict[str, Any]:
+    """The parameters that the configuration says."""
     flags = {option.name: option.flag for option in OPTIONS}
     found = {flags[name]: read_parameter(flags[name], value) for name, value in backend.options.items()}
     found |= {name: read_parameter(name, value) for name, value in backend.args.items()}
@@ -140,7 +141,7 @@ def _of_modelfile(modelfile: Modelfile, path: Path, backend: BackendSettings, go
             "Give the folder or GGUF file itself as weights, or write engines.ollama.go_templates: true, or remove"
             " TEMPLATE.",
         )
-    base = _path_of(modelfile.base, path.parent)
+    base = path_of(modelfile.base, path.parent)
     content = Content(origin=modelfile.base) if base is None else _of_path(base, backend.template_file)
     words = ("system", "renderer", "parser", "license", "template")
     extras: dict[str, Any] = {word: getattr(modelfile, word) for word in words if getattr(modelfile, word)}
@@ -158,7 +159,7 @@ def _of_modelfile(modelfile: Modelfile, path: Path, backend: BackendSettings, go
 
 def _of_path(weights: Path, template_file: Path | None) -> Content:
     wanted = template_file.read_text(encoding="utf-8") if template_file is not None else None
-    return _of_folder(weights, wanted) if weights.is_dir() else _of_gguf(weights, wanted)
+    return folder_content(weights, wanted) if weights.is_dir() else _of_gguf(weights, wanted)
 
 
 def _of_gguf(weights: Path, wanted: str | None) -> Content:
@@ -176,13 +177,13 @@ def _of_gguf(weights: Path, wanted: str | None) -> Content:
     return Content(files={GGUF_NAME: weights}, template=str(own) if own else None)
 
 
-def _of_folder(weights: Path, wanted: str | None) -> Content:
+def folder_content(weights: Path, wanted: str | None) -> Content:
     """As `ollama create` picks files (parser/parser.go filesForModel), with two of them mended.
 
     The converter reads rope_theta at the top level of config.json only, where transformers 5 does not write it any
     more [215, 216], and the chat template in tokenizer_config.json only, which loses chat_template.jinja [27, 35].
     """
-    files: dict[str, Path | str] = {path.name: path for path in sorted(_picked(weights))}
+    files: dict[str, Source] = {path.name: path for path in sorted(_picked(weights))}
     config = _json(weights / "config.json")
     mended = with_rope(config)
     if mended != config:

@@ -7,13 +7,14 @@ does not depend on the size of the file.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from chat_templates.model_folder import DEFAULT
 from chat_templates.refusals import Unwritable
@@ -26,7 +27,7 @@ NAMES_KEY = "tokenizer.chat_templates"
 DEFAULT_ALIGNMENT = 32
 COPY_BYTES = 16 * 1024 * 1024
 KEY_LIMIT_BYTES = 65535
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TOKEN_IDS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id"}
 
@@ -85,12 +86,7 @@ def rewrite(source: Path, target: Path, templates: Mapping[str, str]) -> None:
 
     Blocks for as long as a copy takes. *target* appears when it is whole. Raises Unwritable, where *target* exists too.
     """
-    header = read_header(source)
-    if int(header.values.get("split.count", 1)) > 1:
-        raise Unwritable(
-            f"{source}: is one part of several, which name each other; make one file of them with"
-            " `llama-gguf-split --merge`"
-        )
+    header = _whole_header(source)
     if target.exists():
         raise Unwritable(f"{target}: is there already; name another file")
     partial = target.with_name(f".{target.name}.partial")
@@ -107,9 +103,91 @@ def rewrite(source: Path, target: Path, templates: Mapping[str, str]) -> None:
         partial.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True)
+class RewrittenGguf:
+    """The file that `rewrite` would write, to be read without being written: it takes no room on any disk of ours.
+
+    templates: by name. numbers: further keys, of whole numbers that are not negative, instead of those that are there.
+    """
+
+    source: Path
+    templates: tuple[tuple[str, str], ...]
+    numbers: tuple[tuple[str, int], ...] = ()
+
+    def open(self) -> BinaryIO:
+        """It, opened for reading. Its new header is held in memory: some megabytes. Raises OSError and Unwritable."""
+        header = _whole_header(self.source)
+        old = self.source.open("rb")
+        head = io.BytesIO()
+        _write_header(header, old, head, dict(self.templates), dict(self.numbers))
+        return cast(BinaryIO, _Joined(head.getvalue(), old, header.data))
+
+
+class _Joined(io.RawIOBase):
+    """*head*, and after it what is in *file* from the byte *begin* on; closes *file*."""
+
+    def __init__(self, head: bytes, file: BinaryIO, begin: int) -> None:
+        self._head, self._file, self._begin, self._place = head, file, begin, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size()}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def _size(self) -> int:
+        return len(self._head) + os.fstat(self._file.fileno()).st_size - self._begin
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            size = max(0, self._size() - self._place)
+        piece = self._head[self._place : self._place + size]
+        if not piece:
+            self._file.seek(self._begin + self._place - len(self._head))
+            piece = self._file.read(size)
+        self._place += len(piece)
+        return piece
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _whole_header(source: Path) -> GgufHeader:
+    """The header of *source*, which is all of a model. Raises Unwritable."""
+    header = read_header(source)
+    if int(header.values.get("split.count", 1)) > 1:
+        raise Unwritable(
+            f"{source}: is one part of several, which name each other; make one file of them with"
+            " `llama-gguf-split --merge`"
+        )
+    return header
+
+
 def _write(header: GgufHeader, old: BinaryIO, new: BinaryIO, templates: Mapping[str, str]) -> None:
-    kept = [place for key, place in header.entries.items() if not _is_template(key)]
-    added = list(_template_entries(templates))
+    _write_header(header, old, new, templates, {})
+    old.seek(header.data)
+    shutil.copyfileobj(old, new, COPY_BYTES)
+    new.flush()
+    os.fsync(new.fileno())
+
+
+def _write_header(
+    header: GgufHeader, old: BinaryIO, new: BinaryIO, templates: Mapping[str, str], numbers: Mapping[str, int]
+) -> None:
+    kept = [place for key, place in header.entries.items() if not _is_template(key) and key not in numbers]
+    added = [*_template_entries(templates), *_number_entries(numbers)]
     new.write(MAGIC + struct.pack("<IQQ", header.version, header.tensor_count, len(kept) + len(added)))
     for begin, end in kept:
         _copy(old, new, begin, end)
@@ -117,10 +195,6 @@ def _write(header: GgufHeader, old: BinaryIO, new: BinaryIO, templates: Mapping[
         new.write(entry)
     _copy(old, new, *header.tensors)
     new.write(b"\0" * (-new.tell() % header.alignment))
-    old.seek(header.data)
-    shutil.copyfileobj(old, new, COPY_BYTES)
-    new.flush()
-    os.fsync(new.fileno())
 
 
 def _is_template(key: str) -> bool:
@@ -135,6 +209,11 @@ def _template_entries(templates: Mapping[str, str]) -> Iterator[bytes]:
     for name, text in sorted(templates.items()):
         key = TEMPLATE_KEY if name == DEFAULT else f"{TEMPLATE_KEY}.{name}"
         yield _packed(key) + struct.pack("<I", _STRING) + _packed(text)
+
+
+def _number_entries(numbers: Mapping[str, int]) -> Iterator[bytes]:
+    for key, number in sorted(numbers.items()):
+        yield _packed(key) + struct.pack("<II", _UINT32, number)
 
 
 def _packed(text: str) -> bytes:

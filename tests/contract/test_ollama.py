@@ -10,6 +10,8 @@ import openai
 import pytest
 from openai import OpenAI
 
+from chat_templates.contract import Contract, Stop
+from chat_templates.contract_file import write_contract
 from tests.gateways import Gateway, running_gateway
 from tests.gguf_files import CHATML
 from tests.ollamas import ask_daemon, daemon_state, loaded, ollama_engine, ollama_model
@@ -18,6 +20,8 @@ HI: Any = [{"role": "user", "content": "Say hi"}]
 ENDLESS: Any = [{"role": "user", "content": "never stop"}]
 LONG = "a b c d " * 200
 TOOL: Any = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+FOREIGN = "{% for m in messages %}### Question ({{ mood }}): {{ m.content }} ### Answer: {% endfor %}<|im_start|>"
+"""A template of another fine-tune, which Ollama takes for ChatML all the same."""
 DEFAULT_SYSTEM_WORDS = 6
 """Of the template's default system message with its marks: what ChatML alone would lose."""
 
@@ -38,6 +42,11 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         "folder": ollama_model(folder, "folder", weights=str(weights)),
         "pulled": ollama_model(folder, "pulled", weights="ollama:qwen2.5:1b", context_length=64),
     }
+    contract = Contract(
+        "tuned", {"default": FOREIGN}, "here", pinned={"mood": "calm"}, stop=Stop((), ("<|im_start|>",))
+    )
+    said = {"contract": str(write_contract(contract, folder)), "parity": "off", "mode": "native"}
+    models["tuned"] = ollama_model(folder, "tuned", template=said, context_length=128)
     with running_gateway(folder, models, engines=ollama_engine(folder)) as running:
         yield running
 
@@ -57,11 +66,11 @@ def test_one_daemon_serves_all_models(gateway: Gateway) -> None:
     """It is shown beside them, they have no process of their own, and each keeps its place in memory."""
     backends = {backend["name"]: backend for backend in gateway.ask("GET", "/admin/backends").json()}
     assert {name: backend["state"] for name, backend in backends.items()} == dict.fromkeys(
-        ("ollama", "small", "twin", "folder", "pulled"), "ready"
+        ("ollama", "small", "twin", "folder", "pulled", "tuned"), "ready"
     )
     assert backends["ollama"]["pid"]
     assert backends["small"]["pid"] is None
-    assert len(gateway.processes()) == 2 + 3  # the shim, the daemon, and a child for each weights file
+    assert len(gateway.processes()) == 2 + 4  # the shim, the daemon, and a child for each weights file
 
 
 def test_the_default_system_message_is_kept(client: OpenAI) -> None:
@@ -74,6 +83,14 @@ def test_the_default_system_message_is_kept(client: OpenAI) -> None:
     assert answer.choices[0].message.content == "I'm glad to make your acquaintance."
     assert answer.choices[0].finish_reason == "stop"
     assert answer.model == "small"
+
+
+def test_a_contract_is_what_renders(gateway: Gateway, client: OpenAI) -> None:
+    """The contract's template is in force, with its variable in it, though Ollama takes it for ChatML."""
+    client.chat.completions.create(model="tuned", messages=HI)
+    (name,) = [name for name in loaded(gateway) if name.startswith("unigate/tuned:")]
+    shown = ask_daemon(gateway, "POST", "/api/chat", json={"model": name, "messages": HI, "_debug_render_only": True})
+    assert shown["_debug_info"]["rendered_template"] == "### Question (calm): Say hi ### Answer: <|im_start|>"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -175,7 +192,7 @@ def test_no_request_loads_a_model_anew(gateway: Gateway, client: OpenAI) -> None
         for _ in client.chat.completions.create(model=model, messages=HI, max_tokens=2, stream=True):
             pass
     assert daemon_state(gateway)["loads"] == before
-    assert len(loaded(gateway)) == 3
+    assert len(loaded(gateway)) == 4
 
 
 def test_rope_theta_survives_the_import(gateway: Gateway) -> None:

@@ -11,16 +11,28 @@ from typing import Any
 import pytest
 
 from backends.adapter import Call
+from backends.engines import ADAPTERS
 from backends.engines.ollama_arrival import arrive, derived_name, diagnose_load, leave, probe
 from backends.engines.ollama_content import Content
-from backends.residence import Digest, Follow, Pause, Reading, Reply, ResidenceRefused, Resident, Step, Upload
+from backends.gguf import read_metadata
+from backends.prompting import ContractChoice, Prompting
+from backends.residence import Digest, Follow, Pause, Reading, Reply, ResidenceRefused, Resident, Source, Step, Upload
 from backends.settings import BackendSettings
 from backends.sources import OllamaName
-from tests.gguf_files import CHATML, write_gguf
+from chat_templates.contract import Contract, Stop
+from tests.gguf_files import CHATML, gguf_bytes, write_gguf
 
 GO = "{{ range .Messages }}{{ .Content }}{{ end }}"
 BLOB = "b" * 64
 Json = dict[str, Any]
+
+
+def bytes_of(source: Source) -> bytes:
+    """What is in *source*."""
+    if isinstance(source, str):
+        return source.encode()
+    with source.open("rb") if isinstance(source, Path) else source.open() as file:
+        return file.read()
 
 
 @dataclass
@@ -44,7 +56,7 @@ class PaperDaemon:
             case Reading():
                 return Reply(value=step.read())
             case Digest():
-                raw = step.source.encode() if isinstance(step.source, str) else step.source.read_bytes()
+                raw = bytes_of(step.source)
                 return Reply(value=f"{abs(hash(raw)):064x}")
             case Upload():
                 self.blobs.add(step.target)
@@ -333,3 +345,92 @@ def test_leaving_waits_until_it_is_gone() -> None:
 def test_a_deleted_model_is_not_waited_for() -> None:
     """The daemon lists it for ever, and does not know its name."""
     assert driven(leave("n"), lambda step: Reply(404)) is None
+
+
+# --- under a contract
+
+FOREIGN = "{% for m in messages %}### {{ m.role }} ({{ mood }}):\n{{ m.content }}\n{% endfor %}"
+FIXED = '{% set mood = "calm" %}\n' + FOREIGN
+CONTRACT = Contract(
+    "tuned",
+    {"default": FOREIGN},
+    "here",
+    pinned={"mood": "calm"},
+    stop=Stop((0, 1), ("### user",)),
+    sampling={"top_k": 4},
+)
+
+
+def under(contract: Contract, backend: BackendSettings, **said: Any) -> BackendSettings:
+    """*backend* with *contract*."""
+    prompting = Prompting(contract, Path("/c/tuned.contract.yaml"), **said)
+    return replace(backend, contract=ContractChoice(prompting.file, **said), prompting=prompting)
+
+
+def test_the_weights_get_the_contracts_template(tmp_path: Path) -> None:
+    """Uploaded is the GGUF file with the contract's template and ends; the model is made with its stop texts alone."""
+    write_gguf(tmp_path / "a.gguf", eos=1)
+    daemon, backend = PaperDaemon(template=FIXED), under(CONTRACT, model(tmp_path, context_length=512))
+    resident = arrived(backend, daemon)
+    (upload,) = [step for step in daemon.asked if isinstance(step, Upload)]
+    (tmp_path / "got.gguf").write_bytes(bytes_of(upload.source))
+    keys = {"tokenizer.chat_template", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eos_token_id"}
+    assert read_metadata(tmp_path / "got.gguf", keys) == {
+        "tokenizer.chat_template": FIXED,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.eot_token_id": 0,
+    }
+    (created,) = daemon.calls("/api/create")
+    assert created.keys() == {"model", "parameters", "files"}
+    assert created["parameters"] == {"temperature": 1.0, "top_p": 1.0, "stop": ["### user"], "num_ctx": 512}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "got.gguf"], "nothing is written here"
+    assert resident.name != arrived(model(tmp_path), PaperDaemon()).name
+
+
+def test_weights_that_have_it_are_given_as_they_are(tmp_path: Path) -> None:
+    """A file with the very template is not made anew, so that others who have the same weights share them."""
+    contract = replace(CONTRACT, templates={"default": CHATML}, pinned={}, stop=Stop((1,)))
+    write_gguf(tmp_path / "a.gguf", eos=1)
+    daemon = PaperDaemon()
+    arrived(under(contract, model(tmp_path)), daemon)
+    assert [step.source for step in daemon.asked if isinstance(step, Upload)] == [tmp_path / "a.gguf"]
+
+
+def test_a_modelfile_says_nothing_of_prompts(tmp_path: Path) -> None:
+    """Under a contract what a Modelfile says of the prompt is left out, and what it says of the runner is not."""
+    write_gguf(tmp_path / "a.gguf")
+    modelfile = tmp_path / "Modelfile"
+    modelfile.write_text(
+        f'FROM ./a.gguf\nTEMPLATE """{GO}"""\nSYSTEM Be rude.\nMESSAGE user Hi\nPARAMETER stop x\n'
+        "PARAMETER temperature 0.1\nPARAMETER num_ctx 99\n"
+    )
+    daemon = PaperDaemon(template=FIXED)
+    arrived(under(CONTRACT, model(tmp_path, weights=modelfile)), daemon)
+    (created,) = daemon.calls("/api/create")
+    assert created.keys() == {"model", "parameters", "files"}
+    assert created["parameters"] == {"temperature": 1.0, "top_p": 1.0, "num_ctx": 99, "stop": ["### user"]}
+
+
+def test_another_template_in_force_is_found(tmp_path: Path) -> None:
+    """A daemon that shows another template than the contract's does not get the model."""
+    assert refusal(under(CONTRACT, model(tmp_path)), PaperDaemon(template=CHATML)).code == "template_not_kept"
+
+
+def test_a_published_model_has_no_contract(tmp_path: Path) -> None:
+    """It brings its own template: told before any start, and found in a Modelfile's FROM at its start."""
+    published = under(CONTRACT, BackendSettings("m", "ollama", source=OllamaName("qwen:1b")))
+    assert [one.path for one in ADAPTERS["ollama"].objections(published)] == [("template", "contract")]
+    (tmp_path / "Modelfile").write_text("FROM qwen:1b\n")
+    for backend in (published, under(CONTRACT, model(tmp_path, weights=tmp_path / "Modelfile"))):
+        assert refusal(backend, PaperDaemon()).code == "contract_unusable"
+    stopping = under(CONTRACT, model(tmp_path, args={"stop": "x"}))
+    assert [one.path for one in ADAPTERS["ollama"].objections(stopping)] == [("args", "stop")]
+
+
+def test_models_that_ollama_renders_by_itself(tmp_path: Path) -> None:
+    """Where Ollama is to render, an architecture that it renders by itself is refused (T13)."""
+    weights = tmp_path / "a.gguf"
+    assert ADAPTERS["ollama"].contract_problem(under(CONTRACT, model(tmp_path), mode="native")) is None
+    weights.write_bytes(gguf_bytes(architecture="gemma4"))
+    assert str(ADAPTERS["ollama"].contract_problem(under(CONTRACT, model(tmp_path), mode="native"))).startswith("T13")
+    assert ADAPTERS["ollama"].contract_problem(under(CONTRACT, model(tmp_path))) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import gguf
 import numpy
 import pytest
 
-from chat_templates.forms.gguf_file import read_header, rewrite, special_tokens
+from chat_templates.forms.gguf_file import RewrittenGguf, read_header, rewrite, special_tokens
 from chat_templates.refusals import Unwritable
 
 
@@ -67,6 +68,33 @@ def test_named_templates_are_written_as_the_library_does(tmp_path: Path) -> None
     wanted, _ = contents(gguf_file(tmp_path / "wanted.gguf", named))
     rewrite(gguf_file(tmp_path / "source.gguf"), tmp_path / "target.gguf", {"default": "a", "tool_use": "b"})
     assert contents(tmp_path / "target.gguf")[0] == wanted
+
+
+def test_it_is_read_as_it_would_be_written(tmp_path: Path) -> None:
+    """Without being written it has the same bytes and the same size, from wherever it is read, in whatever pieces."""
+    source = gguf_file(tmp_path / "source.gguf")
+    rewrite(source, tmp_path / "target.gguf", {"default": "new"})
+    wanted = (tmp_path / "target.gguf").read_bytes()
+    with RewrittenGguf(source, (("default", "new"),)).open() as file:
+        assert file.seek(0, os.SEEK_END) == len(wanted) == file.tell()
+        assert file.read(5) == b""
+        for begin in (0, 100, len(wanted) - 10):
+            file.seek(begin)
+            assert b"".join(iter(lambda: file.read(33), b"")) == wanted[begin:]
+        assert (file.seek(-10, os.SEEK_END), file.seek(2, os.SEEK_CUR)) == (len(wanted) - 10, len(wanted) - 8)
+    with RewrittenGguf(source, (("default", "new"),)).open() as file:
+        assert file.read() + file.read() == wanted
+
+
+def test_numbers_replace_those_that_are_there(tmp_path: Path) -> None:
+    """Further keys are read by llama.cpp's own library; one that was there has its new value."""
+    source = gguf_file(tmp_path / "source.gguf")
+    numbers = (("tokenizer.ggml.eos_token_id", 3), ("tokenizer.ggml.eot_token_id", 2))
+    with RewrittenGguf(source, (("default", "new"),), numbers).open() as file:
+        (tmp_path / "target.gguf").write_bytes(file.read() + file.read())
+    (old, old_tensors), (new, new_tensors) = contents(source), contents(tmp_path / "target.gguf")
+    assert new == {**old, "tokenizer.chat_template": "new", **dict(numbers)}
+    assert new_tensors == old_tensors
 
 
 def test_what_the_file_says_of_its_tokenizer_is_read(tmp_path: Path) -> None:
