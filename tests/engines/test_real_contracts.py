@@ -6,6 +6,9 @@ an end of answers that the weights do not name. What the gateway does with a con
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +17,20 @@ from typing import Any
 import httpx
 import pytest
 
+from backends.address import Address
+from backends.engines.lmdeploy import LmDeploy
+from backends.prompting import Prompting
+from backends.run_folder import write_run_folder
+from backends.settings import BackendSettings, EngineSettings
 from chat_templates.battery import BATTERY, Case
 from chat_templates.contract import Contract, Stop, TokenizerFacts
 from chat_templates.contract_file import write_contract
+from chat_templates.conversation import Conversation
 from chat_templates.model_folder import read_special_tokens, read_templates
 from chat_templates.probing import outcome
 from chat_templates.rendering import Renderer
 from chat_templates.tokenizing import Tokenizer
-from tests.engines.environment import gguf_model, hf_model, lmdeploy_command, vllm_python
+from tests.engines.environment import gguf_model, hf_model, lmdeploy_command, lmdeploy_python, vllm_python
 from tests.gateways import Gateway, running_gateway
 
 pytestmark = pytest.mark.timeout(420)
@@ -235,3 +244,28 @@ def test_lmdeploy_ends_where_the_contract_ends(lmdeploy: Gateway) -> None:
     """A stop id of the contract, in the folder that stands for the weights, ends every answer; no other model's."""
     assert ends_at_a_full_stop(lmdeploy, "foreign")
     assert not ends_at_a_full_stop(lmdeploy, "own")
+
+
+@pytest.mark.engine_lmdeploy
+def test_lmdeploy_would_have_chosen_by_the_path(tmp_path: Path) -> None:
+    """Below a folder of such a name LMDeploy's own code takes Mistral's template, unless it is told as we tell it."""
+    contract = contracts()["foreign"]
+    prompting = Prompting(contract, tmp_path / "foreign.contract.yaml", hf_model())
+    backend = BackendSettings("foreign", "lmdeploy", hf_model(), prompting=prompting)
+    folder = tmp_path / "mistral-instruct-exp"
+    spec = LmDeploy().launch_spec(backend, EngineSettings(), Address(host="127.0.0.1", port=1), folder)
+    write_run_folder(folder, spec.files)
+    argv = list(spec.argv[3:])
+    place = argv.index("--chat-template")
+    jobs = [{"argv": one, "messages": QUESTION} for one in (argv, argv[:place] + argv[place + 2 :])]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(lmdeploy_python()), str(Path(__file__).with_name("lmdeploy_choice.py"))],
+        input=json.dumps(jobs).encode(),
+        stdout=subprocess.PIPE,
+        env={**environ, "HF_HUB_OFFLINE": "1"},
+        check=True,
+    )
+    told, left_to_itself = json.loads(done.stdout[done.stdout.index(b'["') :])
+    assert told == contract.renderer().render(Conversation(QUESTION)).text
+    assert left_to_itself == "[INST] What is the capital of France? [/INST]"
