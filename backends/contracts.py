@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backends.prompting import ContractChoice, Prompting
 from backends.settings import BackendSettings
+from backends.sources import HubSource
 from chat_templates.contract import Contract
 from chat_templates.contract_file import ContractInvalid, read_contract, tokenizer_folder
 from chat_templates.model_folder import TOKENIZER_FILE, ModelFolderUnreadable
@@ -36,9 +37,19 @@ def _with_contract(backend: BackendSettings) -> BackendSettings:
     if backend.contract is None:
         return backend
     try:
-        return replace(backend, prompting=read_prompting(backend.contract, backend.weights))
+        prompting = read_prompting(backend.contract, backend.weights)
     except ContractUnusable:
         return backend
+    if prompting.tokenizer is None and _is_yet_to_come(backend):
+        # The first start downloads it, and sees then whether it is the contract's.
+        prompting = replace(prompting, tokenizer=backend.weights)
+    return replace(backend, prompting=prompting)
+
+
+def _is_yet_to_come(backend: BackendSettings) -> bool:
+    """Whether the weights are a folder that has not been downloaded yet."""
+    weights = backend.weights
+    return isinstance(backend.source, HubSource) and weights is not None and not weights.suffix and not weights.exists()
 
 
 def read_prompting(choice: ContractChoice, weights: Path | None) -> Prompting:
@@ -60,7 +71,13 @@ def read_prompting(choice: ContractChoice, weights: Path | None) -> Prompting:
 
 
 def contract_problems(backend: BackendSettings) -> Sequence[str]:
-    """Why the contract of *backend* cannot be used, now that its weights are there; none without one. Blocks."""
+    """Why *backend* cannot be started with its contract, now that its weights are there; none without one. Blocks."""
+    prompting = backend.prompting
+    if prompting is not None:
+        # The contract itself is as it was read, whatever has become of its file since.
+        folder = prompting.tokenizer
+        fault = _tokenizer_problem(prompting.contract, prompting.file, folder) if folder is not None else None
+        return () if fault is None else (fault,)
     if backend.contract is None:
         return ()
     try:
@@ -68,9 +85,7 @@ def contract_problems(backend: BackendSettings) -> Sequence[str]:
     except ContractUnusable as problem:
         return problem.problems
     # It was no good when the configuration was read: who renders and who shows its hash know nothing of it.
-    return (
-        () if backend.prompting is not None else (f"{backend.contract.file}: could not be read when it was asked for",)
-    )
+    return (f"{backend.contract.file}: reload the configuration to read it",)
 
 
 def _tokenizer_of(weights: Path | None) -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 
 from backends.address import Address
 from backends.engines.lmdeploy import LmDeploy
+from backends.gguf import further_ends
 from backends.prompting import Prompting
 from backends.run_folder import write_run_folder
 from backends.settings import BackendSettings, EngineSettings
@@ -26,6 +28,7 @@ from chat_templates.battery import BATTERY, Case
 from chat_templates.contract import Contract, Stop, TokenizerFacts
 from chat_templates.contract_file import write_contract
 from chat_templates.conversation import Conversation
+from chat_templates.forms.gguf_file import RewrittenGguf
 from chat_templates.model_folder import read_special_tokens, read_templates
 from chat_templates.probing import outcome
 from chat_templates.rendering import Renderer
@@ -197,6 +200,26 @@ def test_llamacpp_has_nothing_but_the_contracts_template(llamacpp: Gateway) -> N
         assert prompt.endswith("### assistant:\nParis\n### Answer:\n"), "a new turn begins"
         said = {"messages": QUESTION, "chat_template_kwargs": {"mood": "wild"}}
         assert "(calm)" in client.post("/apply-template", json=said).json()["prompt"]
+
+
+@pytest.mark.engine_llamacpp
+def test_ends_in_the_head_of_a_gguf_file(tmp_path: Path) -> None:
+    """A stop id that is written into a GGUF file as its EOT, as Ollama is given it, ends llama.cpp's answers."""
+    weights = tmp_path / "m.gguf"
+    ends = further_ends(gguf_model(), (2, FULL_STOP))
+    rewritten = RewrittenGguf(gguf_model(), (("default", FOREIGN),), tuple(ends.items()))
+    with rewritten.open() as made, weights.open("wb") as file:
+        shutil.copyfileobj(made, file)
+    plain = {"engine": "llamacpp", "weights": str(weights), "context_length": 512}
+    with running_gateway(tmp_path, {"ending": plain}, is_ready=False) as gateway:
+        gateway.until_ready(START_S)
+        assert ends_at_a_full_stop(gateway, "ending")
+
+
+@pytest.mark.engine_llamacpp
+def test_the_embedded_llamacpp_has_no_place_for_ends(llamacpp: Gateway) -> None:
+    """A stop id that the GGUF file does not name ends no answer there: what the proof has to find."""
+    assert not ends_at_a_full_stop(llamacpp, "foreign")
 
 
 # --- LMDeploy

@@ -13,6 +13,7 @@ from backends.contracts import ContractUnusable, contract_problems, read_prompti
 from backends.lifecycle import State
 from backends.prompting import ContractChoice, Prompting
 from backends.settings import BackendSettings
+from backends.sources import HubSource
 from chat_templates.contract import Contract, TokenizerFacts
 from chat_templates.contract_file import tokenizer_folder, write_contract
 from tests.oracle.folders import OWN, model_folder
@@ -103,6 +104,35 @@ def test_a_model_without_a_usable_contract_is_left_to_its_start(tmp_path: Path) 
     assert read.prompting == read_prompting(choice, None)
     assert (unread, same) == (bad, plain)
     assert [bool(contract_problems(one)) for one in (read, unread, same, good)] == [False, True, False, True]
+
+
+def test_a_tokenizer_that_is_yet_to_be_downloaded(tmp_path: Path) -> None:
+    """Of weights on a hub the tokenizer is taken as promised, and looked at when they are there."""
+    tokenizer = model_folder(tmp_path / "own", OWN)
+    choice, source = named(tmp_path, sha256=digest(tokenizer)), HubSource("hf", "org/m")
+    weights = source.weights(tmp_path / "models")
+    backend = BackendSettings("m", "vllm", weights, source, contract=choice)
+    (read,) = with_contracts([backend])
+    assert read.prompting is not None
+    assert read.prompting.tokenizer == weights
+    assert contract_problems(read) == (f"{weights / 'tokenizer.json'}: No such file or directory",)
+    shutil.copytree(tokenizer, weights)
+    assert contract_problems(read) == ()
+    assert with_contracts([backend]) == (read,), "a reload finds nothing changed"
+    (weights / "tokenizer.json").write_text("{}")
+    (problem,) = contract_problems(read)
+    assert "is another tokenizer than the contract's" in problem
+    (one_file,) = with_contracts([replace(backend, weights=tmp_path / "models" / "m.gguf")])
+    assert one_file.prompting is not None
+    assert one_file.prompting.tokenizer is None
+
+
+def test_a_contract_is_as_it_was_read(tmp_path: Path) -> None:
+    """A start goes by what was read; what has become of the file since is for the next reload."""
+    choice = named(tmp_path)
+    (read,) = with_contracts([BackendSettings("m", "vllm", contract=choice)])
+    choice.file.unlink()
+    assert contract_problems(read) == ()
 
 
 async def test_nothing_is_started_without_the_contract(tmp_path: Path) -> None:
