@@ -29,6 +29,7 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.engines import llamacpp_given
 from backends.engines.llamacpp_contract import ENV as CONTRACT_ENV
 from backends.engines.llamacpp_contract import (
     contract_files,
@@ -353,8 +354,8 @@ class LlamaCpp:
         return None
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
-        """None yet."""
-        return None
+        """Ids for its completions endpoint."""
+        return llamacpp_given.given(endpoint, body, prompt)
 
 
 def _adapter_objections(backend: BackendSettings) -> Iterator[Objection]:

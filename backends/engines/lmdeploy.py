@@ -34,6 +34,7 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import canonical, flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.engines import lmdeploy_given
 from backends.engines.lmdeploy_contract import (
     MODEL_FOLDER,
     contract_files,
@@ -381,8 +382,8 @@ class LmDeploy:
         return None
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
-        """None yet."""
-        return None
+        """Ids for its chat endpoint."""
+        return lmdeploy_given.given(backend, endpoint, body, prompt)
 
 
 def _template_files(backend: BackendSettings, folder: Path) -> Mapping[str, RunFile]:

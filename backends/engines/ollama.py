@@ -31,6 +31,7 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import number_said
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.engines import ollama_given
 from backends.engines.ollama_arrival import HEALTH, arrive, diagnose_load
 from backends.engines.ollama_content import content_problem
 from backends.engines.ollama_contract import contract_objections, contract_problem
@@ -237,8 +238,8 @@ class Ollama:
         return None
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
-        """None yet."""
-        return None
+        """Raw text for its generate endpoint."""
+        return ollama_given.given(backend, endpoint, body, prompt)
 
 
 class OllamaDaemon(Ollama):

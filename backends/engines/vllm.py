@@ -30,6 +30,7 @@ from backends.adapter import (
 from backends.address import Address
 from backends.argv import flags, number_said, option_flags, owned_objections, says
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
+from backends.engines import vllm_given
 from backends.engines.vllm_contract import contract_files, contract_flags, contract_objections, contract_problem
 from backends.engines.vllm_dialect import DIALECT
 from backends.engines.vllm_options import OPTIONS
@@ -451,8 +452,8 @@ class Vllm:
         return None
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
-        """None yet."""
-        return None
+        """Ids for its chat endpoint."""
+        return vllm_given.given(endpoint, body, prompt)
 
 
 def _lora_flags(backend: BackendSettings) -> list[str]:
