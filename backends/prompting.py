@@ -6,8 +6,8 @@ template, showing what it makes of a conversation, and being given a prompt that
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,3 +50,39 @@ SeePlan = Generator[Any, Any, Seen]
 
 StopPlan = Generator[Any, Any, frozenset[int]]
 """The ids at which the engine ends an answer by itself."""
+
+VersionPlan = Generator[Any, Any, str]
+"""The version that a running engine says it has."""
+
+
+class CallRefused(Exception):
+    """The engine answered a call of a plan with an error: thrown into the plan, and out of it where it knows nothing
+    better. *status* is the HTTP status, the message the engine's own."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _prompt_tokens(answer: Mapping[str, Any]) -> Seen:
+    count = (answer.get("usage") or {}).get("prompt_tokens")
+    return Seen(count=count if isinstance(count, int) else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """How an answer of the chat endpoint tells which prompt it was given for.
+
+    fields: put into the request. seen: what the whole answer, in OpenAI's form, says then. fields_of_answer: what they
+    add to an answer, on its top level and in each choice, and a client that did not ask must not get. is_exact: it
+    shows the ids, and not only how many.
+    """
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    seen: Callable[[Mapping[str, Any]], Seen] = _prompt_tokens
+    fields_of_answer: frozenset[str] = frozenset()
+    is_exact: bool = False
+
+
+USAGE = Witness()
+"""That of every engine: the number of tokens in ``usage``."""

@@ -29,7 +29,7 @@ from backends.dialect import Dialect, Finish
 from backends.environments import Environment
 from backends.memory_estimate import NO_NEED, MemoryNeed, WeightFacts
 from backends.options import Options
-from backends.prompting import SeePlan, StopPlan
+from backends.prompting import USAGE, SeePlan, StopPlan, VersionPlan
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
 from backends.translation import Translated
@@ -63,6 +63,7 @@ class External:
     launches = False
     endpoints = ENDPOINTS
     dialect = DIALECT
+    witness = USAGE
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = False
     sources: frozenset[SourceKind] = frozenset()
@@ -174,11 +175,15 @@ class External:
         raise Unsupported("an external backend offers no tokenisation")
 
     def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
-        """None yet."""
+        """None: nothing is known of it."""
         return None
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
-        """None yet."""
+        """None: nothing is known of it."""
+        return None
+
+    def see_version(self) -> VersionPlan | None:
+        """None."""
         return None
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:

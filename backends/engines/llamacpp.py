@@ -40,11 +40,13 @@ from backends.engines.llamacpp_contract import (
 )
 from backends.engines.llamacpp_dialect import DIALECT
 from backends.engines.llamacpp_options import OPTIONS
+from backends.engines.llamacpp_seen import see, see_version
 from backends.environments import Environment
 from backends.lora import gguf_adapter_problem
 from backends.memory_estimate import MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
-from backends.prompting import SeePlan, StopPlan
+from backends.prompting import USAGE, SeePlan, StopPlan, VersionPlan
+from backends.seen import forced_stops
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
 from backends.translation import Translated
@@ -190,6 +192,7 @@ class LlamaCpp:
     launches = True
     endpoints = ENDPOINTS
     dialect = DIALECT
+    witness = USAGE
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = True
     sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope"})
@@ -346,12 +349,16 @@ class LlamaCpp:
         return TokenizeAnswer(list(answer["tokens"]))
 
     def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
-        """None yet."""
-        return None
+        """The ids of what /apply-template renders."""
+        return see(backend, conversation)
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
-        """None yet."""
-        return None
+        """Each stop id of the contract, forced."""
+        return forced_stops(backend)
+
+    def see_version(self) -> VersionPlan | None:
+        """The build of the server."""
+        return see_version()
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
         """Ids for its completions endpoint."""

@@ -43,11 +43,13 @@ from backends.engines.lmdeploy_contract import (
 )
 from backends.engines.lmdeploy_dialect import DIALECT
 from backends.engines.lmdeploy_options import OPTIONS
+from backends.engines.lmdeploy_seen import see
 from backends.environments import Environment
 from backends.lora import peft_problem
 from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
-from backends.prompting import SeePlan, StopPlan
+from backends.prompting import USAGE, SeePlan, StopPlan, VersionPlan
+from backends.seen import forced_stops
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
 from backends.sources import SourceKind
@@ -213,6 +215,7 @@ class LmDeploy:
     launches = True
     endpoints = ENDPOINTS
     dialect = DIALECT
+    witness = USAGE
     # uvicorn.run(host=, port=) and nothing else (serve/openai/api_server.py)
     sockets: frozenset[SocketKind] = frozenset({"tcp"})
     takes_adapters = True
@@ -374,11 +377,15 @@ class LmDeploy:
         return _encode({"input": text, "do_preprocess": True, "add_bos": True})
 
     def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
-        """None yet."""
-        return None
+        """How many ids there are."""
+        return see(backend, conversation)
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
-        """None yet."""
+        """Each stop id of the contract, forced."""
+        return forced_stops(backend)
+
+    def see_version(self) -> VersionPlan | None:
+        """None: the server does not say it."""
         return None
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:

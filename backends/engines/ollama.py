@@ -39,9 +39,10 @@ from backends.engines.ollama_dialect import DIALECT
 from backends.engines.ollama_native import translate
 from backends.engines.ollama_options import OPTIONS
 from backends.engines.ollama_parameters import BadParameter, read_parameter
+from backends.engines.ollama_seen import see, see_version
 from backends.environments import Environment
 from backends.memory_estimate import NO_NEED, MemoryNeed, WeightFacts, reckoned
-from backends.prompting import SeePlan, StopPlan
+from backends.prompting import USAGE, SeePlan, StopPlan, VersionPlan
 from backends.residence import PHASE_MARK, Residence
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import OllamaName, SourceKind
@@ -112,6 +113,7 @@ class Ollama:
     launches = True
     endpoints = ENDPOINTS
     dialect = DIALECT
+    witness = USAGE
     # server/routes.go Serve: net.Listen("tcp", ...)
     sockets: frozenset[SocketKind] = frozenset({"tcp"})
     sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope", "ollama"})
@@ -230,12 +232,16 @@ class Ollama:
         raise Unsupported("Ollama offers no tokenisation")
 
     def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
-        """None yet."""
-        return None
+        """The text of ``_debug_render_only``."""
+        return see(backend, conversation)
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
-        """None yet."""
+        """None: it takes no ids, and shows none."""
         return None
+
+    def see_version(self) -> VersionPlan | None:
+        """As the daemon says it."""
+        return see_version()
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
         """Raw text for its generate endpoint."""

@@ -34,11 +34,13 @@ from backends.engines import vllm_given
 from backends.engines.vllm_contract import contract_files, contract_flags, contract_objections, contract_problem
 from backends.engines.vllm_dialect import DIALECT
 from backends.engines.vllm_options import OPTIONS
+from backends.engines.vllm_seen import WITNESS, see, see_version
 from backends.environments import Environment
 from backends.lora import highest_rank, peft_problem
 from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
-from backends.prompting import SeePlan, StopPlan
+from backends.prompting import SeePlan, StopPlan, VersionPlan
+from backends.seen import forced_stops
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
 from backends.sources import SourceKind
@@ -268,6 +270,7 @@ class Vllm:
     launches = True
     endpoints = ENDPOINTS
     dialect = DIALECT
+    witness = WITNESS
     sockets: frozenset[SocketKind] = frozenset({"unix", "tcp"})
     takes_adapters = True
     sources: frozenset[SourceKind] = frozenset({"path", "hf", "modelscope"})
@@ -444,12 +447,16 @@ class Vllm:
         return TokenizeAnswer(list(answer["tokens"]), answer.get("max_model_len"))
 
     def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
-        """None yet."""
-        return None
+        """The ids of /tokenize."""
+        return see(backend, conversation)
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
-        """None yet."""
-        return None
+        """Each stop id of the contract, forced."""
+        return forced_stops(backend)
+
+    def see_version(self) -> VersionPlan | None:
+        """As the server says it."""
+        return see_version()
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
         """Ids for its chat endpoint."""
