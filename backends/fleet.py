@@ -24,6 +24,7 @@ from backends.settings import BackendSettings, EngineSettings
 from backends.start import Host
 from backends.status import BackendStatus, Transition
 from backends.supervisor import Setup, Supervisor
+from chat_templates.proof import Proof
 
 KILL_WAIT_S = 10.0
 NO_NAMES: frozenset[str] = frozenset()
@@ -296,6 +297,13 @@ class Fleet:
     def log(self, name: str) -> BackendLog:
         """A backend's log. Raises KeyError for an unknown name."""
         return self._named(name).log
+
+    def proof(self, name: str) -> Proof | None:
+        """What was seen of a backend's prompts, by its last run; None where nothing was to be proven, or not yet.
+
+        Raises KeyError for an unknown name.
+        """
+        return self._named(name).proof
 
     def status(self, name: str) -> BackendStatus:
         """One backend as it stands. Raises KeyError for an unknown name."""

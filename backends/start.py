@@ -29,6 +29,7 @@ from backends.places import Places
 from backends.ports import NoFreePort
 from backends.probing import ProbeFailed, Prober
 from backends.process import EngineRun, Launcher, SpawnFailed
+from backends.proving import ProofFailed, Prover, mismatch, summary
 from backends.records import ProcessRecord, ProcessRecords
 from backends.residence import ResidenceRefused
 from backends.resident import SERVING, DaemonLife
@@ -37,6 +38,8 @@ from backends.room import BOUNDLESS, Grant, NoRoom, Room, Tenant
 from backends.run_folder import TargetMissing, remove_run_folder, write_run_folder
 from backends.settings import BackendSettings, EngineSettings
 from backends.sources import HubSource
+from chat_templates.parity import Parity
+from chat_templates.proof import Proof
 
 POLL_FIRST_S = 0.05
 POLL_LAST_S = 1.0
@@ -74,6 +77,8 @@ class Host:
     downloader: Downloader = NO_MODELS_DIR
     room: Room = BOUNDLESS
     """Who grants memory, before the gate."""
+    prover: Prover | None = None
+    """Who proves that an engine makes the prompts of its contract; without one nothing is proven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,8 @@ class Start:
         self.is_asleep = False
         """Whether its GPU memory is given back."""
         self.spec: LaunchSpec | None = None
+        self.proof: Proof | None = None
+        """What was seen of its prompts, of a run that is ended for it too; None where nothing was to be proven."""
         self._backend = backend
         self._engine = engine
         self._adapter = adapter
@@ -476,6 +483,8 @@ class Start:
                 self.phase = "loading"
                 await progress.watch(run.load())
                 await self._until_answering(spec, progress)
+            gate.leave()  # it has its memory
+            await self._prove_template(spec)
         except TimeoutError:
             self._give_up("The start took longer than start_timeout_s allows.")
         except _Stalled:
@@ -485,7 +494,7 @@ class Start:
             run.terminate()
         except _Refused as refusal:
             # It runs, but it will never answer: end it, and let its end carry this verdict.
-            self._verdict = Diagnosis("probe_refused", str(refusal), "See the model's log.", permanent=True)
+            self._verdict = refusal.diagnosis
             run.terminate()
             await asyncio.sleep(spec.stop_grace_s)
             run.kill()
@@ -513,6 +522,33 @@ class Start:
             await progress.check()
             await asyncio.sleep(pause_s)
 
+    async def _prove_template(self, spec: LaunchSpec) -> None:
+        """Have the engine's prompts compared with those of the contract. Raises _Refused where the policy says so."""
+        prompting, prover = self._backend.prompting, self._host.prover
+        if prompting is None or prompting.policy == "off" or prover is None:
+            return
+        self._log.note("proving the template")
+        try:
+            self.proof = await prover.prove(self._backend, self._adapter, spec, self._show_phase)
+        except ProofFailed as failure:
+            nothing = Parity(prompting.contract.hash, self._backend.engine)
+            reason = f"That its prompts are the contract's could not be proven: {failure}."
+            self.proof = Proof(nothing, {"contract_name": prompting.contract.name, "cases": []}, reason)
+            verdict: Diagnosis | None = Diagnosis(
+                "template_unproven", reason, "It is tried again; see the model's log."
+            )
+        else:
+            verdict = mismatch(self.proof)
+        for line in summary(self.proof):
+            self._log.note(line)
+        if verdict is not None and prompting.policy == "enforce":
+            raise _Refused(verdict)
+        if verdict is not None:
+            _log.warning("%s: served although %s", self._backend.name, verdict.reason)
+
+    def _show_phase(self, phase: str) -> None:
+        self.phase = phase
+
     async def _until_proven(self, spec: LaunchSpec) -> None:
         while not await self._answers(spec):  # noqa: ASYNC110 - it happens in another process
             await asyncio.sleep(POLL_LAST_S)
@@ -522,7 +558,8 @@ class Start:
             await self._host.prober.prove(spec, self._timing.probe_timeout_s)
         except ProbeFailed as failure:
             if failure.is_permanent:
-                raise _Refused(f"The engine runs but does not answer: {failure}") from failure
+                reason = f"The engine runs but does not answer: {failure}"
+                raise _Refused(Diagnosis("probe_refused", reason, "See the model's log.", permanent=True)) from failure
             return False
         except httpx.RequestError:
             return False
@@ -584,7 +621,11 @@ class _Stalled(Exception):
 
 
 class _Refused(Exception):
-    pass
+    """It runs, and must not serve."""
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        super().__init__(diagnosis.reason)
+        self.diagnosis = diagnosis
 
 
 class _Progress:

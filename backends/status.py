@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from backends.address import Address
 from backends.diagnosis import Diagnosis
 from backends.lifecycle import Event, State
+from chat_templates.parity import Parity
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class BackendStatus:
     """The public name of the model it serves, of which it may be one replica of several."""
     is_retired: bool = False
     """A reload has taken it out: it finishes what it has begun, and is gone."""
+    parity: Parity | None = None
+    """What was proven of its prompts; None where nothing was to be."""
 
 
 _FOREMOST = (

@@ -42,6 +42,7 @@ from backends.settings import BackendSettings, EngineSettings, is_adjustable
 from backends.start import Host, Occurrence, Start
 from backends.status import BackendStatus, Transition
 from backends.waiting import Waiters
+from chat_templates.proof import Proof
 
 EARLY_STOP_GRACE_S = 5.0
 """From TERM to KILL of an engine that is still starting: nothing runs on it, and vLLM may not even have its signal
@@ -264,7 +265,13 @@ class Supervisor:
             has_given_room=self._has_given_room,
             model=self.backend.model,
             is_retired=self._is_retired,
+            parity=self.proof.parity if self.proof is not None else None,
         )
+
+    @property
+    def proof(self) -> Proof | None:
+        """What was seen of the prompts of its last run; None where nothing was to be proven, or not yet."""
+        return self._start.proof if self._start is not None else None
 
     @property
     def outstanding(self) -> int:
@@ -283,7 +290,8 @@ class Supervisor:
         self._leases += 1
         self._last_used_at = self._clock()
         spec = self._start.spec
-        return Lease(self.backend, spec.address, spec.authorization, self._lease_returned, spec.served_name)
+        parity = self.proof.parity if self.proof is not None else None
+        return Lease(self.backend, spec.address, spec.authorization, self._lease_returned, spec.served_name, parity)
 
     async def lease(self, max_wait_s: float) -> Lease:
         """A lease, waiting for a start if need be, up to *max_wait_s* seconds.

@@ -140,6 +140,21 @@ def admin_app(fleet: Fleet, reloading: Reloading) -> FastAPI:
         await fleet.load(name)
         return await outcome(name, wait_s, State.READY, State.FAILED)
 
+    @app.get("/admin/backends/{name:path}/parity")
+    async def show_parity(name: str) -> dict[str, Any]:
+        """Whether a backend's prompts were proven to be its contract's; ``proof`` is null where nothing was."""
+        return parity_of(known(name))
+
+    @app.get("/admin/models/{name:path}/parity")
+    async def show_all_parity(name: str) -> list[dict[str, Any]]:
+        """The same for every backend of a model. *name* may also be that of one backend."""
+        return [parity_of(one) for one in meant(name)]
+
+    def parity_of(name: str) -> dict[str, Any]:
+        proof, status = fleet.proof(name), fleet.status(name)
+        shown = proof.as_json() if proof is not None else None
+        return {"backend": name, "engine": status.engine, "state": status.state.value, "proof": shown}
+
     @app.get("/admin/backends/{name:path}")
     async def show_backend(name: str) -> dict[str, Any]:
         """One backend as it stands."""

@@ -26,7 +26,10 @@ from backends.lifecycle import State
 from backends.places import Places, socket_folder
 from backends.probing import HttpProber
 from backends.process import LocalLauncher
+from backends.proof_records import ProofRecords
+from backends.proving import LocalProver
 from backends.records import ProcessRecords
+from backends.render_pool import RenderPool
 from backends.resolving import Environments
 from backends.room import MeasuredRoom
 from backends.settings import BackendSettings
@@ -66,6 +69,7 @@ class Gateway:
     readiness: Readiness
     door: FrontDoor
     reloading: Reloading
+    renders: RenderPool
 
 
 def build(config: Config, source: Source | None = None) -> Gateway:
@@ -78,6 +82,7 @@ def build(config: Config, source: Source | None = None) -> Gateway:
     launcher = LocalLauncher(secrets_of(config))
     budget_bytes = None if settings.memory_gib is None else int(settings.memory_gib * GIB)
     devices = LocalDevices(os.environ, budget_bytes)
+    renders = RenderPool()
     host = Host(
         launcher=launcher,
         prober=HttpProber(),
@@ -91,6 +96,7 @@ def build(config: Config, source: Source | None = None) -> Gateway:
             devices,
             Learnt(settings.state_dir / "memory"),
         ),
+        prover=LocalProver(renders, ProofRecords(settings.state_dir / "proofs")),
     )
     backends = with_contents(config.backend_settings())
     fleet = Fleet(
@@ -127,7 +133,7 @@ def build(config: Config, source: Source | None = None) -> Gateway:
     models = ModelList(routes, fleet, created=int(time.time()))
     admin = AdminGuard(admin_app(fleet, reloading), keyring)
     door = FrontDoor(serving, models, readiness, metrics, keyring, admin, devices)
-    return Gateway(fleet, pool, serving, readiness, door, reloading)
+    return Gateway(fleet, pool, serving, readiness, door, reloading, renders)
 
 
 def _keyring(config: Config) -> Keyring:
@@ -229,6 +235,7 @@ async def serve(
         server.should_exit = True
         await asyncio.wait([http])
         await gateway.pool.aclose()
+        await gateway.renders.close()
         for number in (*STOP_SIGNALS, RELOAD_SIGNAL):
             loop.remove_signal_handler(number)
     if beside is not None and beside.done() and not beside.cancelled():
