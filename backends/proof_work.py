@@ -23,7 +23,7 @@ from chat_templates.messages import ruled
 from chat_templates.parity import Parity
 from chat_templates.prompts import Prompt, Refused, Seen
 from chat_templates.proof import Handed, Proof, Stops, Strings, concluded, modes_proven
-from chat_templates.rendering import Rendered, Renderer, TemplateRefused
+from chat_templates.rendering import Rendered, Renderer, TemplateBroken, TemplateRefused
 from chat_templates.tokenizer_strings import tokenizer_strings
 from chat_templates.tokenizing import Tokenizer
 
@@ -128,7 +128,7 @@ class ProofWork:
         """What the contract says. Raises ConversationInvalid, and what says that a template cannot be rendered."""
         try:
             rendered = await self._pool.render(self._renderer, conversation)
-        except TemplateRefused as problem:
+        except (TemplateRefused, TemplateBroken) as problem:
             return Refused(str(problem))
         return await asyncio.to_thread(prompt_of, self._contract, rendered.text, self._tokenizer)
 

@@ -27,7 +27,6 @@ from backends.settings import BackendSettings
 from chat_templates.battery import FEATURES
 from chat_templates.model_folder import ModelFolderUnreadable
 from chat_templates.proof import Proof
-from chat_templates.rendering import TemplateBroken
 from chat_templates.tokenizing import TextUnencodable, Tokenizer
 
 LIMIT_S = 300.0
@@ -73,7 +72,7 @@ class LocalProver:
             raise ProofFailed(f"it took more than {self._limit_s:g} s") from None
         except (httpx.RequestError, OSError) as problem:
             raise ProofFailed(f"the engine did not answer ({str(problem) or type(problem).__name__})") from problem
-        except (ModelFolderUnreadable, RenderChildFailed, TemplateStopped, TemplateBroken, TextUnencodable) as problem:
+        except (ModelFolderUnreadable, RenderChildFailed, TemplateStopped, TextUnencodable) as problem:
             raise ProofFailed(f"the contract's prompt could not be made: {problem}") from problem
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as problem:
             raise ProofFailed(f"the engine gave an answer of no known form ({problem!r})") from problem
@@ -121,7 +120,8 @@ def mismatch(proof: Proof) -> Diagnosis | None:
         return None
     reason = proof.problem or "nothing that it shows proves them"
     message = f"The engine's prompts are not those of the contract: {reason}."
-    advice = f"{_sentence(proof.remedy)}Every difference: unigate template verify. template.parity: warn serves all the same."
+    further = "`unigate template verify` shows every difference; template.parity: warn serves it all the same."
+    advice = f"{_sentence(proof.remedy)}{further}"
     return Diagnosis("template_mismatch", message, advice, permanent=True)
 
 
@@ -139,7 +139,7 @@ def summary(proof: Proof) -> list[str]:
     lines = [f"the template is proven ({modes}): {', '.join(features)}{when}" for modes, features in by_modes.items()]
     unproven = parity.unproven(FEATURES)
     if unproven:
-        lines.append(
-            f"the template is not proven: {', '.join(unproven)}{f'; {proof.problem}' if proof.problem else ''}"
-        )
+        lines.append(f"the template is not proven: {', '.join(unproven)}")
+    if proof.problem:
+        lines.append(f"the template: {proof.problem}")
     return lines
