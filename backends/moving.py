@@ -128,7 +128,7 @@ class Mover:
         return Reply(status, last)
 
     async def _upload(self, step: Upload) -> Reply:
-        with _opened(step.source) as file:
+        with await asyncio.to_thread(_opened, step.source) as file:
             size = file.seek(0, os.SEEK_END)
         headers = {"content-length": str(size), "content-type": "application/octet-stream"}
         async with self._client() as client:
@@ -137,7 +137,7 @@ class Mover:
 
     async def _pieces(self, source: Source, size: int) -> AsyncIterator[bytes]:
         sent = 0
-        with _opened(source) as file:
+        with await asyncio.to_thread(_opened, source) as file:
             while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
                 sent += len(piece)
                 self.bytes_moved += len(piece)
@@ -170,6 +170,7 @@ class Mover:
 
 
 def _opened(source: Source) -> BinaryIO:
+    """Blocks, for one that is to be rewritten: its header is read."""
     if isinstance(source, str):
         return io.BytesIO(source.encode())
     return source.open("rb") if isinstance(source, Path) else source.open()

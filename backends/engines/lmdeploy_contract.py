@@ -63,7 +63,7 @@ def contract_problem(prompting: Prompting, weights: Path | None) -> str | None:
             refusal = long_stops(prompting.contract.stop.strings, Tokenizer.read(prompting.tokenizer))
             if refusal is not None:
                 return str(refusal)
-        if weights is not None and relies_on_the_engine(prompting):
+        if weights is not None and weights.is_dir() and relies_on_the_engine(prompting):
             named = read_config(weights / "config.json").get("architectures") or ()
             if "GptOssForCausalLM" in named:
                 return "LMDeploy takes a word out of the prompts of gpt-oss (model.py HFChatTemplate.messages2prompt)"

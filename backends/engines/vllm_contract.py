@@ -70,7 +70,7 @@ def contract_objections(backend: BackendSettings) -> Iterator[Objection]:
 def contract_problem(prompting: Prompting, weights: Path | None) -> str | None:
     """Why vLLM would not render with the contract's template, where it is to."""
     problem = template_problem(prompting)
-    if problem is not None or weights is None or not relies_on_the_engine(prompting):
+    if problem is not None or weights is None or not weights.is_dir() or not relies_on_the_engine(prompting):
         return problem
     try:
         refusal = ignored_by_vllm_hf(weights)

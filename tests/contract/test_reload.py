@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
+from chat_templates.contract import Contract
+from chat_templates.contract_file import write_contract
 from tests.gateways import START_S, Gateway, fake_model, running_gateway, until
 
 CHAT = "/v1/chat/completions"
@@ -244,6 +247,26 @@ def test_an_edited_template_restarts_its_model(tmp_path: Path) -> None:
         template.write_text("{{ messages[-1].content }}")
         found = reload(gateway)
         assert (found["restarted"], found["unchanged"]) == (["m"], ["n"])
+
+
+def test_a_contract_is_compared_by_what_it_says(tmp_path: Path) -> None:
+    """Another contract under the same name restarts its model, the same one written anew does not, a bad one is
+    refused and changes nothing."""
+    contract = Contract("c", {"default": "{{ messages[0].content }}"}, "here")
+    file = write_contract(contract, tmp_path)
+    said = {"contract": str(file), "parity": "off"}
+    with running_gateway(tmp_path, {"m": fake_model(tmp_path, template=said), "n": fake_model(tmp_path)}) as gateway:
+        write_contract(contract, tmp_path)
+        assert reload(gateway)["unchanged"] == ["m", "n"]
+        write_contract(replace(contract, templates={"default": "{{ messages[-1].content }}"}), tmp_path)
+        found = reload(gateway)
+        assert (found["restarted"], found["unchanged"]) == (["m"], ["n"])
+        before = pids(gateway)
+        (tmp_path / "c.jinja").write_text("by hand")
+        refused = gateway.ask("POST", "/admin/reload")
+        assert refused.status_code == 400
+        assert "is not that of c.jinja: the template was changed" in refused.text
+        assert pids(gateway) == before
 
 
 def test_by_signal_and_by_watching(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from chat_templates.contract import sha256_of
 from gateway.config import ModelConfig
 from tests.gateways import (
     START_S,
@@ -28,6 +29,14 @@ from tests.gateways import (
 PROBLEMS, UNUSABLE = 1, 2
 ENGINE = f"engines: {{vllm: {{command: [{sys.executable}, -m, tests.fake_engine]}}}}\n"
 """A line that makes vLLM the fake engine."""
+BAD_CONTRACT = f"""\
+unigate_contract: 1
+name: bad
+source: here
+renderer: {{rules: transformers-5.23}}
+variables: {{pinned: {{}}, free: 1}}
+template: {{default: {{file: good.jinja, sha256: {sha256_of("x")}}}}}
+"""
 BROKEN_TEMPLATE = "{% for message in messages %}{{ message.content }}\n"
 
 
@@ -120,6 +129,22 @@ CASES = {
         "unigate.yaml:6: models.chat.template.from: chat template FOLDER/gone.jinja: No such file or directory; "
         "correct the template or its path",
     ),
+    "no contract": Case(
+        ENGINE + "models:\n  chat:\n    engine: vllm\n    weights: weights\n    template: {contract: gone.contract.yaml}"
+        "\n",
+        PROBLEMS,
+        "unigate.yaml:6: models.chat.template.contract: contract FOLDER/gone.contract.yaml: No such file or directory; "
+        "correct the contract or its path; `unigate template import` makes one",
+    ),
+    "a contract that two hands have changed": Case(
+        ENGINE + "models:\n  chat:\n    engine: vllm\n    weights: weights\n    template:\n"
+        "      contract: bad.contract.yaml\n",
+        PROBLEMS,
+        "unigate.yaml:7: models.chat.template.contract: contract FOLDER/bad.contract.yaml:4: renderer: lacks jinja2; "
+        "correct the contract or its path; `unigate template import` makes one\n"
+        "unigate.yaml:7: models.chat.template.contract: contract FOLDER/bad.contract.yaml:5: variables.free: "
+        "is no list; correct the contract or its path; `unigate template import` makes one",
+    ),
     "a host that is not here": Case(
         "gateway: {host: 203.0.113.7, allow_unauthenticated: true}\n" + ENGINE
         + "models:\n  chat: {engine: vllm, weights: weights}\n",
@@ -157,6 +182,8 @@ CASES = {
 def folder(tmp_path: Path) -> Path:
     weights_in(tmp_path)
     (tmp_path / "broken.jinja").write_text(BROKEN_TEMPLATE)
+    (tmp_path / "good.jinja").write_text("x")
+    (tmp_path / "bad.contract.yaml").write_text(BAD_CONTRACT)
     return tmp_path
 
 

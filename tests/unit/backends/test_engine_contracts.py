@@ -154,6 +154,11 @@ def test_models_that_an_engine_renders_by_itself(engine: str, config: Any, tmp_p
     assert problem(mode="strict") is problem() is None, "then it is given the finished prompt, or the proof decides"
     (tmp_path / "config.json").write_text("{}")
     assert problem(mode="native") is None
+    (tmp_path / "config.json").unlink()
+    assert problem(mode="native") is None
+    file = tmp_path / "m.gguf"
+    file.touch()
+    assert ADAPTERS[engine].contract_problem(backend_of(engine, file, mode="native")) is None
 
 
 def test_stop_texts_that_lmdeploy_drops(tmp_path: Path) -> None:
