@@ -130,8 +130,8 @@ CASES = {
         "correct the template or its path",
     ),
     "no contract": Case(
-        ENGINE + "models:\n  chat:\n    engine: vllm\n    weights: weights\n    template: {contract: gone.contract.yaml}"
-        "\n",
+        ENGINE + "models:\n  chat:\n    engine: vllm\n    weights: weights\n"
+        "    template: {contract: gone.contract.yaml}\n",
         PROBLEMS,
         "unigate.yaml:6: models.chat.template.contract: contract FOLDER/gone.contract.yaml: No such file or directory; "
         "correct the contract or its path; `unigate template import` makes one",
