@@ -8,10 +8,13 @@ from typing import Any
 
 from backends.prompting import Prompting
 from chat_templates.contract import SAMPLING, Contract
+from chat_templates.forms.gguf_file import vocabulary
+from chat_templates.forms.ignored import is_gguf
 from chat_templates.forms.one_jinja import one_template
 from chat_templates.forms.pinned_jinja import with_variables
 from chat_templates.model_folder import ModelFolderUnreadable, read_config
 from chat_templates.refusals import CannotDerive, Unwritable
+from chat_templates.vocabulary import missing_tokens
 
 TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
@@ -33,6 +36,20 @@ def template_problem(prompting: Prompting) -> str | None:
     except (CannotDerive, Unwritable) as problem:
         return f"{prompting.file}: {problem}" if relies_on_the_engine(prompting) else None
     return None
+
+
+def vocabulary_problem(prompting: Prompting, weights: Path | None) -> str | None:
+    """Why the GGUF file *weights* is not of the contract's fine-tune: a marker of the template is no token of it (T11).
+
+    Blocks: a vocabulary of 150,000 tokens takes half a second.
+    """
+    if weights is None or not is_gguf(weights):
+        return None
+    try:
+        refusal = missing_tokens(prompting.contract.templates.values(), vocabulary(weights))
+    except Unwritable as unreadable:
+        return str(unreadable)
+    return f"{weights}: {refusal}" if refusal is not None else None
 
 
 def template_text(contract: Contract) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from chat_templates.refusals import Refusal
 from chat_templates.tokenizing import Tokenizer
@@ -13,8 +13,19 @@ _MARKER = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>")
 
 def missing_markers(texts: Iterable[str], tokenizer: Tokenizer) -> Refusal | None:
     """The markers in *texts*, such as ``<|im_start|>``, that the vocabulary takes apart (T11)."""
-    markers = sorted({marker for text in texts for marker in _MARKER.findall(text)})
-    missing = [marker for marker in markers if len(tokenizer.encode(marker)) != 1]
+    return _refusal([marker for marker in _markers(texts) if len(tokenizer.encode(marker)) != 1])
+
+
+def missing_tokens(texts: Iterable[str], tokens: Collection[str]) -> Refusal | None:
+    """The same of a vocabulary of which only its *tokens* are known."""
+    return _refusal([marker for marker in _markers(texts) if marker not in tokens])
+
+
+def _markers(texts: Iterable[str]) -> list[str]:
+    return sorted({marker for text in texts for marker in _MARKER.findall(text)})
+
+
+def _refusal(missing: Sequence[str]) -> Refusal | None:
     if not missing:
         return None
     return Refusal("T11", f"the vocabulary has no token {', '.join(missing)}; is it the tokenizer of this fine-tune?")

@@ -12,6 +12,8 @@ CHATML = (
 )
 """A template like SmolLM2's: ChatML with a default system message, which Ollama's own ChatML does not have."""
 
+TOKENS = ("a", "b", "<|im_start|>", "<|im_end|>")
+
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 
 
@@ -28,8 +30,8 @@ def gguf_bytes(
         ("general.architecture", _STRING, _text(architecture)),
         ("general.name", _STRING, _text(name)),
         ("llama.context_length", _UINT32, struct.pack("<I", 8192)),
-        ("tokenizer.ggml.tokens", _ARRAY, struct.pack("<IQ", _STRING, 2) + _text("a") + _text("b")),
-        ("tokenizer.ggml.token_type", _ARRAY, struct.pack("<IQ", _UINT32, 2) + struct.pack("<II", 1, 1)),
+        ("tokenizer.ggml.tokens", _ARRAY, struct.pack("<IQ", _STRING, len(TOKENS)) + b"".join(map(_text, TOKENS))),
+        ("tokenizer.ggml.token_type", _ARRAY, struct.pack("<IQIIII", _UINT32, len(TOKENS), 1, 1, 3, 3)),
     ]
     if eos is not None:
         fields.append(("tokenizer.ggml.eos_token_id", _UINT32, struct.pack("<I", eos)))

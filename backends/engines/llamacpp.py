@@ -231,8 +231,8 @@ class LlamaCpp:
         return gguf_adapter_problem(adapter)
 
     def contract_problem(self, backend: BackendSettings) -> str | None:
-        """A template that nothing can be pinned in, where the engine is to render."""
-        return contract_problem(backend.prompting) if backend.prompting is not None else None
+        """Weights of another fine-tune, and a template that nothing can be pinned in, where the engine is to render."""
+        return contract_problem(backend.prompting, backend.weights) if backend.prompting is not None else None
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:
         """Flags that are the gateway's to set, adapters that its command line cannot name, a source of many files."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backends.adapter import Objection
 from backends.argv import owned_objections
-from backends.contract_texts import TEMPLATE_FILE, template_problem, template_text
+from backends.contract_texts import TEMPLATE_FILE, template_problem, template_text, vocabulary_problem
 from backends.gguf import further_ends
 from backends.prompting import Prompting
 from backends.settings import BackendSettings
@@ -67,6 +67,6 @@ def contract_objections(backend: BackendSettings) -> Iterator[Objection]:
             yield Objection(("env", name), "would change the contract's prompts", "remove it")
 
 
-def contract_problem(prompting: Prompting) -> str | None:
-    """Why no template can be given that needs nothing more, where one is needed."""
-    return template_problem(prompting)
+def contract_problem(prompting: Prompting, weights: Path | None) -> str | None:
+    """Weights of another fine-tune, and a template that nothing can be pinned in, where the engine is to render."""
+    return vocabulary_problem(prompting, weights) or template_problem(prompting)

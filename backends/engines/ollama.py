@@ -152,7 +152,7 @@ class Ollama:
         return "Ollama serves no adapters beside their base"
 
     def contract_problem(self, backend: BackendSettings) -> str | None:
-        """A model that Ollama renders by itself, where it is to render with the template."""
+        """Weights of another fine-tune; a model that Ollama renders by itself, where it is to render."""
         return contract_problem(backend.prompting, backend.weights) if backend.prompting is not None else None
 
     def objections(self, backend: BackendSettings) -> Sequence[Objection]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends.adapter import Objection
-from backends.contract_texts import relies_on_the_engine, template_problem, template_text
+from backends.contract_texts import relies_on_the_engine, template_problem, template_text, vocabulary_problem
 from backends.engines.ollama_content import (
     GGUF_NAME,
     SAMPLING,
@@ -100,8 +100,8 @@ def contract_objections(backend: BackendSettings) -> Iterator[Objection]:
 
 
 def contract_problem(prompting: Prompting, weights: Path | None) -> str | None:
-    """Why Ollama would not render with the contract's template, where it is to. Blocks: reads a header."""
-    problem = template_problem(prompting)
+    """Weights of another fine-tune, and why Ollama would not render with the template, where it is to. Blocks."""
+    problem = vocabulary_problem(prompting, weights) or template_problem(prompting)
     if problem is not None or weights is None or not relies_on_the_engine(prompting):
         return problem
     try:

@@ -22,6 +22,7 @@ from chat_templates.refusals import Unwritable
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 TEMPLATE_KEY = "tokenizer.chat_template"
+TOKENS_KEY = "tokenizer.ggml.tokens"
 NAMES_KEY = "tokenizer.chat_templates"
 """The names of those that are not the default one (gguf-py/gguf/gguf_writer.py, `add_chat_template`)."""
 DEFAULT_ALIGNMENT = 32
@@ -67,18 +68,30 @@ def special_tokens(path: Path) -> dict[str, str]:
     header, wanted = read_header(path), {}
     for name, key in _TOKEN_IDS.items():
         index = header.values.get(f"tokenizer.ggml.{key}")
-        if isinstance(index, int) and "tokenizer.ggml.tokens" in header.entries:
+        if isinstance(index, int) and TOKENS_KEY in header.entries:
             wanted[name] = index
     if not wanted:
         return {}
+    tokens = _tokens(path, header, max(wanted.values()) + 1)
+    return {name: tokens[index] for name, index in wanted.items() if index < len(tokens)}
+
+
+def vocabulary(path: Path) -> frozenset[str]:
+    """The tokens of *path*'s vocabulary, as they are written in it; empty where it has none. Raises Unwritable."""
+    return frozenset(_tokens(path, read_header(path)))
+
+
+def _tokens(path: Path, header: GgufHeader, limit: int | None = None) -> list[str]:
+    """The first *limit* of them."""
+    if TOKENS_KEY not in header.entries:
+        return []
     with path.open("rb") as file:
-        file.seek(header.entries["tokenizer.ggml.tokens"][0])
+        file.seek(header.entries[TOKENS_KEY][0])
         _text(file)
         kind, item_kind, count = struct.unpack("<IIQ", _read(file, 16))
         if (kind, item_kind) != (_ARRAY, _STRING):
             raise Unwritable(f"{path}: its vocabulary is no list of texts")
-        tokens = {index: _text(file) for index in range(min(count, max(wanted.values()) + 1))}
-    return {name: tokens[index] for name, index in wanted.items() if index in tokens}
+        return [_text(file) for _ in range(count if limit is None else min(count, limit))]
 
 
 def rewrite(source: Path, target: Path, templates: Mapping[str, str]) -> None:

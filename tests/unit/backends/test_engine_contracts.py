@@ -171,3 +171,14 @@ def test_stop_texts_that_lmdeploy_drops(tmp_path: Path) -> None:
 
     assert str(problem("### Question")).startswith("T12")
     assert problem("</s>") is None
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "ollama"])
+def test_a_gguf_file_of_another_fine_tune(engine: str, tmp_path: Path) -> None:
+    """A marker of the template that is no token of the GGUF file is told before a start, in every mode (T11)."""
+    weights = write_gguf(tmp_path / "m.gguf")
+    marked = replace(CONTRACT, templates={"default": "<|im_start|>{{ messages[0].content }}<|eot_id|>"})
+    for mode in ("native", "strict"):
+        problem = ADAPTERS[engine].contract_problem(backend_of(engine, weights, marked, mode=mode))
+        assert str(problem).startswith(f"{weights}: T11: the vocabulary has no token <|eot_id|>;")
+        assert ADAPTERS[engine].contract_problem(backend_of(engine, weights, mode=mode)) is None

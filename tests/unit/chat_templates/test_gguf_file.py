@@ -11,7 +11,7 @@ import gguf
 import numpy
 import pytest
 
-from chat_templates.forms.gguf_file import RewrittenGguf, read_header, rewrite, special_tokens
+from chat_templates.forms.gguf_file import RewrittenGguf, read_header, rewrite, special_tokens, vocabulary
 from chat_templates.refusals import Unwritable
 
 
@@ -101,6 +101,7 @@ def test_what_the_file_says_of_its_tokenizer_is_read(tmp_path: Path) -> None:
     """BOS and EOS are texts of the vocabulary, and whether a BOS is added is known."""
     path = gguf_file(tmp_path / "m.gguf")
     assert special_tokens(path) == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert vocabulary(path) == {"<unk>", "<s>", "</s>", "é"}
     assert read_header(path).values["tokenizer.ggml.add_bos_token"] is True
     assert read_header(path).values["half"] == 0.5
 
