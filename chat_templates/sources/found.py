@@ -18,8 +18,8 @@ class SourceUnreadable(Exception):
 class Found:
     """What one source says.
 
-    name: how a person names the source, as after ``--from`` (``modelfile``, ``llamafactory:qwen``). templates: Jinja by
-    variant, as in `Renderer`. origin: the file, or the word for what is no file. stop_strings: texts that end an answer,
+    name: how a person names it, as after ``--from`` (``modelfile``, ``llamafactory:qwen``). templates: Jinja by
+    variant, as in `Renderer`. origin: the file, or the word for what is no file. stop_strings: texts that end answers,
     in the source's order. special_tokens: those it comes with, by their names in transformers. system_default: the
     system message of a conversation that has none, where the source has one; the templates say it too. pinned:
     variables of the templates that the source fixes. notes: what a person has to know of it, one sentence each.
