@@ -17,7 +17,6 @@ from backends.adapter import Body, Call, Probe
 from backends.diagnosis import Diagnosis, first_match, pattern
 from backends.engines.ollama_content import Content, read_content, refused
 from backends.engines.ollama_contract import read_under_contract
-from backends.engines.ollama_modelfile import is_go_template
 from backends.engines.ollama_parameters import RUNNER
 from backends.residence import (
     ArrivalPlan,
@@ -31,6 +30,7 @@ from backends.residence import (
     Upload,
 )
 from backends.settings import BackendSettings
+from chat_templates.sources.modelfile_parsing import is_go_template
 
 NAMESPACE = "unigate"
 GONE_POLL_S = 0.05

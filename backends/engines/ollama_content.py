@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.diagnosis import Diagnosis
-from backends.engines.ollama_modelfile import Modelfile, ModelfileUnreadable, parse_modelfile
+from backends.engines.ollama_modelfile import parse_modelfile
 from backends.engines.ollama_options import OPTIONS
 from backends.engines.ollama_parameters import read_parameter
 from backends.gguf import CHAT_TEMPLATE, GgufUnreadable, read_metadata
@@ -22,6 +22,7 @@ from backends.residence import ResidenceRefused, Source
 from backends.settings import BackendSettings
 from backends.sources import OllamaName
 from backends.weights import gguf_problem, hf_folder_problem, missing_problem
+from chat_templates.sources.modelfile_parsing import Modelfile, ModelfileUnreadable
 
 GGUF_NAME = "model.gguf"
 TOKENIZER_CONFIG = "tokenizer_config.json"
