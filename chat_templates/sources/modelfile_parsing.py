@@ -74,25 +74,26 @@ def parse_modelfile(text: str, read_parameter: ReadParameter = as_texts) -> Mode
 
 def _commands(text: str) -> Iterator[tuple[int, str, str]]:
     """Each command's line, its word in lower case, and its value without quotes."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     at = 0
     while at < len(lines):
-        number, line = at + 1, lines[at].strip()
+        # what stands after a quote that is opened here is the value's own
+        number, line = at + 1, lines[at].lstrip()
         at += 1
         if not line or line.startswith("#"):
             continue
-        word, _, value = line.partition(" ")
-        word = word.lower()
+        word, value = (*line.split(None, 1), "")[:2]
+        word = word.lower().strip()
         if word not in _WORDS:
             raise ModelfileUnreadable(f"line {number}: {word.upper()} is no word of a Modelfile")
-        head, value = _head(word, value.strip())
+        head, value = _head(word, value)
         opening = next((quotes for quotes in (_QUOTES, '"') if value.startswith(quotes)), "")
         while opening and not _is_closed(value, opening):
             if at == len(lines):
                 raise ModelfileUnreadable(f"line {number}: the text that begins here has no closing {opening}")
             value += "\n" + lines[at]
             at += 1
-        yield number, word, head + _unquoted(value.strip())
+        yield number, word, head + _printable(_unquoted(value.strip()))
 
 
 def _head(word: str, value: str) -> tuple[str, str]:
@@ -100,12 +101,17 @@ def _head(word: str, value: str) -> tuple[str, str]:
     if word not in ("parameter", "message"):
         return "", value
     first, _, rest = value.partition(" ")
-    return f"{first} ", rest.strip()
+    return f"{first.rstrip()} ", rest.lstrip()
 
 
 def _is_closed(value: str, quotes: str) -> bool:
     stripped = value.rstrip()
     return len(stripped) >= 2 * len(quotes) and stripped.endswith(quotes)
+
+
+def _printable(value: str) -> str:
+    """*value* as Ollama keeps it: what Go's ``strconv.IsPrint`` is not true of is dropped."""
+    return "".join(one for one in value if one.isprintable() or one in "\t\n\r")
 
 
 def _unquoted(value: str) -> str:

@@ -43,6 +43,13 @@ def test_words_in_any_case_and_values_without_quotes() -> None:
     assert found.messages == ({"role": "user", "content": "hi there"},)
 
 
+def test_a_quoted_value_is_kept_to_the_character() -> None:
+    """Spaces at the ends of its lines, the first one's too, and separators that are no line ends for Ollama."""
+    found = parse_modelfile('FROM a\nTEMPLATE """[INST] \n\t{{ .Prompt }}\f [/INST] """  \nSYSTEM "x \ny"\n')
+    assert found.template == "[INST] \n\t{{ .Prompt }} [/INST] "
+    assert found.system == "x \ny"
+
+
 def test_deprecated_parameters_are_passed_over() -> None:
     """As `ollama create` does."""
     assert parse_modelfile("FROM a\nPARAMETER mirostat 1\n").parameters == {}
