@@ -11,9 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +26,7 @@ from chat_templates.forms.lmdeploy_fields import LmdeployFields, lmdeploy_fields
 from chat_templates.probing import NoPlace, closings_of
 from chat_templates.refusals import CannotDerive
 from chat_templates.rendering import DEFAULT, Renderer
-from tests.oracle import field_prompt, go_text
+from tests.oracle import field_prompt, go_itself, go_text
 from tests.oracle.reference import NOW, SPECIAL_TOKENS, TEMPLATES
 
 FORMS = ("go", "lmdeploy_fields")
@@ -163,18 +161,11 @@ def rows(found: Findings) -> Iterator[str]:
 
 def go_differences(go: str, found: Findings) -> list[str]:
     """Where Go's own text/template does not say what it has to. *go* is its command."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "go_text"
-        source = Path(__file__).with_name("go_text.go")
-        environ = os.environ | {"GOCACHE": folder, "GO111MODULE": "off", "GOFLAGS": ""}
-        subprocess.run([go, "build", "-o", str(program), str(source)], check=True, env=environ)
-        jobs = "".join(
-            json.dumps({"Template": text, "Messages": [{"Role": role, "Content": said} for role, said in messages]})
-            + "\n"
-            for text, messages, _ in found.emitted
-        )
-        done = subprocess.run([str(program)], input=jobs.encode(), stdout=subprocess.PIPE, check=True)
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    jobs = (
+        {"template": text, "root": {"Messages": [{"Role": role, "Content": said} for role, said in messages]}}
+        for text, messages, _ in found.emitted
+    )
+    answers = go_itself.answers(go, jobs)
     return [
         f"{text[:60]!r} {messages!r:.200}: {answer} instead of {expected!r}"
         for (text, messages, expected), answer in zip(found.emitted, answers, strict=True)

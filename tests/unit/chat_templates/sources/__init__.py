@@ -1,0 +1,1 @@
+"""Templates that are not Jinja files: read, translated, or refused by name."""
