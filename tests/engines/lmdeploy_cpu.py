@@ -24,12 +24,14 @@ Its environment, for tests:
 | `LMDEPLOY_CPU_FAIL_WORD` | a request whose prompt holds this text meets an engine error after three tokens |
 | `LMDEPLOY_CPU_FAIL_AFTER` | every request meets an engine error after so many tokens |
 | `LMDEPLOY_CPU_OUT_OF_MEMORY` | the start ends as it does when the KV cache finds no memory |
+| `LMDEPLOY_CPU_SEEN` | a file that gets a line for each request: the ids of its prompt, as a JSON list |
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import multiprocessing.managers
 import os
 import sys
@@ -184,6 +186,9 @@ class Engine:
         **others: Any,
     ) -> AsyncIterator[Any]:
         """One output per token. Left early, because the client has gone, it stops generating."""
+        if seen := os.environ.get("LMDEPLOY_CPU_SEEN"):
+            with open(seen, "a", encoding="ascii") as lines:
+                lines.write(f"{json.dumps(list(input_ids))}\n")
         sequence = Sequence(input_ids, gen_config, self.engine_config.session_len, self._fail_after(input_ids))
         with self._changed:
             self._sequences[session_id] = sequence

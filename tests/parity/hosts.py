@@ -1,0 +1,269 @@
+"""The running engines of the table, each watched at two places: what it says of a prompt, and what its model is given.
+
+What an engine *says* is asked through its adapter's own plan, as the proof does. What its model *is given* is found
+elsewhere, where the engine keeps it for the model: the ids in vLLM's answer, llama.cpp's slot, a file that LMDeploy's
+stand-in engine writes. So a plan that lies, or a route that says one thing and does another, is found out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from backends.adapter import Adapter, Body, Call
+from backends.address import Address
+from backends.contract_texts import template_text
+from backends.engines import ADAPTERS
+from backends.prompting import CallRefused, Prompting
+from backends.run_folder import write_run_folder
+from backends.seen import CHAT
+from backends.settings import ArgValue, BackendSettings, EngineSettings
+from chat_templates.contract import Contract
+from chat_templates.prompts import Seen
+from tests.engines.environment import ROOT, lmdeploy_command, vllm_python
+from tests.gateways import free_port, until
+from tests.parity.weights import cut_folder, cut_gguf
+
+CONTEXT = 8192
+"""In tokens; the battery's long text is 4 000."""
+START_S = 300.0
+ANSWER_S = 120.0
+END_S = 30.0
+
+GENERATE: Body = {"max_tokens": 1, "temperature": 0}
+SEEN_FILE = "LMDEPLOY_CPU_SEEN"
+
+
+class Session(Protocol):
+    """One running engine with one contract. All it does blocks."""
+
+    @property
+    def backend(self) -> BackendSettings:
+        """What it runs as."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """What knows its engine."""
+
+    def send(self, call: Call) -> Body:
+        """The answer to *call*. Raises CallRefused."""
+
+    def given(self, call: Call) -> Seen:
+        """What the model is given for *call*, which has it generate. Raises CallRefused."""
+
+
+@dataclass(slots=True)
+class Engine:
+    """A running engine. backend: with the contract that its requests are under."""
+
+    backend: BackendSettings
+    client: httpx.Client
+
+    @property
+    def adapter(self) -> Adapter:
+        """What knows it."""
+        return ADAPTERS[self.backend.engine]
+
+    @property
+    def template(self) -> str:
+        """The contract's template as the engine is given it, pinned variables in it."""
+        assert self.backend.prompting is not None
+        return template_text(self.backend.prompting.contract)
+
+    def send(self, call: Call) -> Body:
+        """The answer to *call*."""
+        response = self.client.request(call.method, call.target, json=call.body)
+        try:
+            said = response.json()
+        except ValueError:
+            said = response.text
+        if response.is_success and isinstance(said, dict):
+            return said
+        raise CallRefused(response.status_code, _reason(said))
+
+
+def _reason(said: object) -> str:
+    if isinstance(said, dict):
+        return _reason(said.get("error") or said.get("message") or said.get("detail") or str(said))
+    return str(said)
+
+
+def _generating(call: Call, **more: object) -> Call:
+    return replace(call, body={**(call.body or {}), **GENERATE, **more})
+
+
+class Vllm(Engine):
+    """vLLM. The template comes with each request, which this server allows, and no gateway's.
+
+    Both routes take it as they take that of the command line (entrypoints/chat_utils.py).
+    """
+
+    def send(self, call: Call) -> Body:
+        """With the template."""
+        if call.body is not None and call.target in ("/tokenize", CHAT):
+            call = replace(call, body={**call.body, "chat_template": self.template})
+        return Engine.send(self, call)
+
+    def given(self, call: Call) -> Seen:
+        """By ``return_token_ids``."""
+        witness = self.adapter.witness
+        return witness.seen(self.send(_generating(call, **witness.fields)))
+
+
+class LlamaCpp(Engine):
+    """llama.cpp, started for its contract."""
+
+    def given(self, call: Call) -> Seen:
+        """By its slot, which keeps the ids, and shows their text and number (LLAMA_SERVER_SLOTS_DEBUG)."""
+        self.send(_generating(call))
+        (slot,) = self.client.get("/slots").json()
+        return Seen(text=slot["prompt"], count=slot["n_prompt_tokens"])
+
+
+class InstalledLmdeploy(Engine):
+    """LMDeploy's own server, started for its contract."""
+
+    def given(self, call: Call) -> Seen:
+        """By what its engine has written down."""
+        seen = Path(self.backend.env[SEEN_FILE])
+        before = seen.stat().st_size if seen.exists() else 0
+        self.send(_generating(call))
+        with seen.open("rb") as lines:
+            lines.seek(before)
+            (line,) = lines.read().splitlines()
+        return Seen(ids=tuple(json.loads(line)))
+
+
+class Lmdeploy(InstalledLmdeploy):
+    """The same, where the template comes with each request, which a gateway lets no client do.
+
+    All of ``chat_template_kwargs`` reaches `apply_chat_template` (model.py HFChatTemplate.messages2prompt). What the
+    server cuts off a last message of the assistant is the installed template's.
+    """
+
+    def send(self, call: Call) -> Body:
+        """With the template."""
+        if call.body is not None and call.target == CHAT and not call.body.get("input_ids"):
+            call = replace(call, body={**call.body, "chat_template_kwargs": {"chat_template": self.template}})
+        return Engine.send(self, call)
+
+
+def vllm_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
+    """One vLLM for all."""
+    args: dict[str, ArgValue] = {
+        "enforce-eager": True,
+        "trust-request-chat-template": True,
+        "enable-auto-tool-choice": True,
+        "tool-call-parser": "hermes",
+    }
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    command = (str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server")
+    backend = _backend("vllm", cut_folder(), contracts[0], args, env)
+    with running(backend, command) as client:
+        for contract in contracts:
+            yield Vllm(replace(backend, prompting=_prompting(contract)), client)
+
+
+def llamacpp_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
+    """A llama.cpp for each; one starts in a second."""
+    # one thread: with two and a busy neighbour a token takes twenty times as long
+    args: dict[str, ArgValue] = {"parallel": 1, "threads": 1, "threads-batch": 1, "slots": True, "no-warmup": True}
+    for contract in contracts:
+        env = {"LLAMA_SERVER_SLOTS_DEBUG": "1", "PYTHONPATH": str(ROOT)}
+        backend = _backend("llamacpp", cut_gguf(), contract, args, env)
+        with running(backend) as client:
+            yield LlamaCpp(backend, client)
+
+
+def lmdeploy_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
+    """One LMDeploy for all."""
+    with _lmdeploy(contracts[0]) as (backend, client):
+        for contract in contracts:
+            yield Lmdeploy(replace(backend, prompting=_prompting(contract)), client)
+
+
+def installed_lmdeploy_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
+    """A LMDeploy for each; one starts in ten seconds."""
+    for contract in contracts:
+        with _lmdeploy(contract) as (backend, client):
+            yield InstalledLmdeploy(backend, client)
+
+
+@contextmanager
+def _lmdeploy(contract: Contract) -> Iterator[tuple[BackendSettings, httpx.Client]]:
+    with tempfile.TemporaryDirectory(prefix="unigate-") as scratch:
+        env = {"HF_HUB_OFFLINE": "1", SEEN_FILE: str(Path(scratch) / "seen")}
+        backend = _backend("lmdeploy", cut_folder(), contract, {"tool-call-parser": "qwen3"}, env)
+        with running(backend, tuple(lmdeploy_command())) as client:
+            yield backend, client
+
+
+SESSIONS: Mapping[str, Callable[[Sequence[Contract]], Iterator[Session]]] = {
+    "llamacpp": llamacpp_sessions,
+    "vllm": vllm_sessions,
+    "lmdeploy": lmdeploy_sessions,
+}
+"""By engine: the sessions of each contract in turn. An engine ends with its iterator."""
+
+
+def _prompting(contract: Contract) -> Prompting:
+    return Prompting(contract, Path(f"{contract.name}.contract.yaml"), cut_folder())
+
+
+def _backend(
+    engine: str, weights: Path, contract: Contract, args: Mapping[str, ArgValue], env: Mapping[str, str]
+) -> BackendSettings:
+    return BackendSettings(
+        "m", engine, weights, args=args, env=env, context_length=CONTEXT, prompting=_prompting(contract)
+    )
+
+
+@contextmanager
+def running(backend: BackendSettings, command: tuple[str, ...] = ()) -> Iterator[httpx.Client]:
+    """A client of *backend*'s engine, started as the gateway starts it, and ended. Raises AssertionError with its log."""
+    adapter = ADAPTERS[backend.engine]
+    with tempfile.TemporaryDirectory(prefix="unigate-") as scratch:
+        socket = str(Path(scratch) / "s.sock")
+        place = Address(uds=socket) if "unix" in adapter.sockets else Address(host="127.0.0.1", port=free_port())
+        spec = adapter.launch_spec(backend, EngineSettings(command), place, Path(scratch) / "run")
+        write_run_folder(Path(scratch) / "run", spec.files)
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        log = Path(scratch) / "log"
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(
+                spec.argv, env={**inherited, **spec.env}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            ) as process,
+            httpx.Client(
+                transport=httpx.HTTPTransport(uds=place.uds or None),
+                base_url="http://engine" if place.uds else f"http://{place.host}:{place.port}",
+                timeout=ANSWER_S,
+            ) as client,
+        ):
+            try:
+                until(lambda: _is_up(process, client, spec.probe.health, log), START_S, f"{backend.engine} is up")
+                yield client
+            finally:
+                process.terminate()
+                try:
+                    process.wait(END_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def _is_up(process: subprocess.Popen[bytes], client: httpx.Client, health: Call, log: Path) -> bool:
+    if process.poll() is not None:
+        raise AssertionError(f"the engine ended with {process.returncode}: {log.read_text(errors='replace')[-2000:]}")
+    try:
+        return client.request(health.method, health.target).is_success
+    except httpx.TransportError:
+        return False
