@@ -38,6 +38,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import lmdeploy.pytorch.engine  # type: ignore[import-not-found]
@@ -187,7 +188,7 @@ class Engine:
     ) -> AsyncIterator[Any]:
         """One output per token. Left early, because the client has gone, it stops generating."""
         if seen := os.environ.get("LMDEPLOY_CPU_SEEN"):
-            with open(seen, "a", encoding="ascii") as lines:
+            with Path(seen).open("a", encoding="ascii") as lines:
                 lines.write(f"{json.dumps(list(input_ids))}\n")
         sequence = Sequence(input_ids, gen_config, self.engine_config.session_len, self._fail_after(input_ids))
         with self._changed:

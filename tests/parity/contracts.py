@@ -18,12 +18,12 @@ from tests.parity.corpus import Template
 NOW = datetime(2024, 7, 26, 12, 30)
 
 PINNED: dict[str, Json] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""What is pinned of what a template reads: these two, which llama.cpp otherwise sets by itself (common/chat.cpp). Thinking
-is off, which for many templates is not what is so when nothing is said."""
+"""What is pinned of what a template reads: these two, which llama.cpp otherwise sets by itself (common/chat.cpp).
+Thinking is off, which for many templates is not what is so when nothing is said."""
 
 
 def contract_of(template: Template, tokenizer: Tokenizer) -> Contract:
-    """The contract of a fine-tune that was trained with *template*; of everything else, what a contract has by default."""
+    """The contract of a fine-tune that was trained with *template*; else what a contract has by default."""
     return Contract(
         template.name,
         {DEFAULT: template.text},

@@ -229,7 +229,7 @@ def _backend(
 
 @contextmanager
 def running(backend: BackendSettings, command: tuple[str, ...] = ()) -> Iterator[httpx.Client]:
-    """A client of *backend*'s engine, started as the gateway starts it, and ended. Raises AssertionError with its log."""
+    """A client of *backend*'s engine, started as the gateway starts it, and ended. Raises AssertionError."""
     adapter = ADAPTERS[backend.engine]
     with tempfile.TemporaryDirectory(prefix="unigate-") as scratch:
         socket = str(Path(scratch) / "s.sock")

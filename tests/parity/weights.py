@@ -1,7 +1,7 @@
 """The model that every engine of the table serves: SmolLM2-135M-Instruct, cut down to the first of its 30 layers.
 
-A prompt is made by the template and the tokenizer, which are whole; the layers only cost time. With one of them an engine
-reads a thousand tokens in the time it otherwise reads thirty, so that it can be watched in every cell of the table.
+A prompt is made by the template and the tokenizer, which are whole; the layers only cost time. With one of them an
+engine reads a thousand tokens in the time it otherwise reads thirty, so that it can be watched in every cell.
 """
 
 from __future__ import annotations
