@@ -35,15 +35,21 @@ def read_templates(folder: Path) -> dict[str, str]:
     ``chat_template.jinja`` and ``additional_chat_templates/*.jinja`` come before, and instead of, everything
     ``tokenizer_config.json`` says. Raises ModelFolderUnreadable.
     """
+    return read_template_files(folder) or configured_templates(folder / CONFIG_FILE)
+
+
+def read_template_files(folder: Path) -> dict[str, str]:
+    """Those that are files of their own, by name. Raises ModelFolderUnreadable."""
     templates = {}
     if (folder / TEMPLATE_FILE).is_file():
         templates[DEFAULT] = _read_text(folder / TEMPLATE_FILE)
     for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
         templates[path.name.removesuffix(".jinja")] = _read_text(path)
-    return templates or _configured_templates(folder / CONFIG_FILE)
+    return templates
 
 
-def _configured_templates(path: Path) -> dict[str, str]:
+def configured_templates(path: Path) -> dict[str, str]:
+    """Those in the ``tokenizer_config.json`` at *path*, by name. Raises ModelFolderUnreadable."""
     found = read_config(path).get("chat_template")
     if found is None:
         return {}

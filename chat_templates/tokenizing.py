@@ -78,6 +78,12 @@ class Tokenizer:
             raise TextUnencodable("it holds half a surrogate pair, which is no character") from problem
         return ids
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts the BOS before a text that is not a template's."""
+        bos = self._core.token_to_id(self.special_tokens.get("bos_token", ""))
+        return bos is not None and self._core.encode("x", add_special_tokens=True).ids[:1] == [bos]
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each id's own text, special tokens written out; a part of a character is shown as U+FFFD."""
         return [self._core.decode([id_], skip_special_tokens=False) for id_ in ids]

@@ -47,6 +47,7 @@ from gateway.reloading import Source
 from gateway.starter_model import default_cache_dir
 from gateway.template_cli import template_cli
 from gateway.template_export import export
+from gateway.template_import import diff, import_, list_, show
 
 Answer = TypeVar("Answer")
 
@@ -61,6 +62,10 @@ cli = typer.Typer(
 config_cli = typer.Typer(help="About the configuration file.", no_args_is_help=True)
 cli.add_typer(config_cli, name="config")
 cli.add_typer(engine_cli, name="engine")
+template_cli.command("import", short_help="Make a contract of what a fine-tune left behind.")(import_)
+template_cli.command(short_help="Print a contract.")(show)
+template_cli.command("list", short_help="List contracts.")(list_)
+template_cli.command(short_help="Compare two contracts or templates.")(diff)
 template_cli.command(short_help="Write a template in an engine's own form.")(export)
 cli.add_typer(template_cli, name="template")
 cli.add_typer(bench_cli, name="bench")
