@@ -45,7 +45,9 @@ def contract_flags(prompting: Prompting, folder: Path) -> list[str]:
 def end_flags(stop_ids: Sequence[int], weights: Path | None) -> list[str]:
     """The flags that make *stop_ids* ends of generation, beside the EOS of the GGUF file: two of them have a place.
 
-    Blocks: reads the head of the file. What has no place shows when the contract is proven.
+    An override counts where the file lacks the key, too (src/llama-model-loader.cpp GGUFMeta). Not run with a real
+    binary; the same keys in a file's head were. Blocks: reads the head of the file. What has no place shows when the
+    contract is proven.
     """
     further = further_ends(weights, stop_ids)
     said = ",".join(f"{key}=int:{one}" for key, one in further.items())
