@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from backends.adapter import Body, Call
 from backends.prompting import StopPlan
 from backends.settings import BackendSettings
-from chat_templates.conversation import Conversation, Json
+from chat_templates.conversation import Conversation
+from chat_templates.messages import as_requested
 
 CHAT = "/v1/chat/completions"
 FORCING_BIAS = 100
@@ -19,7 +16,7 @@ FORCED_TOKENS = 3
 
 def body_of(backend: BackendSettings, conversation: Conversation) -> Body:
     """*conversation* as a chat request has it: the arguments of its tool calls are JSON texts."""
-    body: Body = {"model": backend.model_name, "messages": [_message(one) for one in conversation.messages]}
+    body: Body = {"model": backend.model_name, "messages": as_requested(conversation.messages)}
     if conversation.tools is not None:
         body["tools"] = list(conversation.tools)
     if conversation.continue_final_message:
@@ -27,21 +24,6 @@ def body_of(backend: BackendSettings, conversation: Conversation) -> Body:
     elif not conversation.add_generation_prompt:
         body["add_generation_prompt"] = False
     return body
-
-
-def _message(message: Mapping[str, Json]) -> Body:
-    calls = message.get("tool_calls")
-    if not isinstance(calls, Sequence) or isinstance(calls, str):
-        return dict(message)
-    return {**message, "tool_calls": [_call(call) for call in calls]}
-
-
-def _call(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
-        return call
-    text = json.dumps(function["arguments"], ensure_ascii=False)
-    return {**call, "function": {**function, "arguments": text}}
 
 
 def forced_stops(backend: BackendSettings) -> StopPlan:

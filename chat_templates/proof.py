@@ -17,6 +17,8 @@ request like it needs."""
 
 
 DIFFERING_SHOWN = 10
+ENGINE_REFUSES = "engine_refuses"
+"""The cause of a mismatch that is no prompt at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +53,23 @@ def refuted(comparisons: Iterable[Comparison]) -> frozenset[Feature]:
     """The features that an engine does not render as the contract does.
 
     Each case that fails speaks against one of its features, so that a request of the same kind is not let pass, and one
-    of another kind still is. A count of tokens that is right proves nothing, and speaks against all.
+    of another kind still is. A count of tokens that is right proves nothing, and fails. A conversation that the engine
+    refuses gets no wrong prompt: it speaks against a feature only where nothing of it is rendered right.
     """
     found: set[Feature] = set()
     failed = [
-        one for one in comparisons if one.verdict == "mismatch" or (one.verdict == "exact" and one.basis == "count")
+        one
+        for one in comparisons
+        if (one.verdict == "mismatch" and one.cause != ENGINE_REFUSES)
+        or (one.verdict == "exact" and one.basis == "count")
     ]
     # the plainest first: what they show need not be blamed on anything more special
     for one in sorted(failed, key=lambda one: -BY_BLAME.index(blamed(one))):
         if not found & one.features:
             found.add(blamed(one))
-    return frozenset(found)
+    rendered = {blamed(one) for one in comparisons if one.verdict == "exact"}
+    refused = {blamed(one) for one in comparisons if one.verdict == "mismatch" and one.cause == ENGINE_REFUSES}
+    return frozenset(found | (refused - rendered))
 
 
 def blamed(comparison: Comparison) -> Feature:
