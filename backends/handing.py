@@ -134,6 +134,10 @@ def _otherwise(prompt: Prompt, seen: Seen) -> str:
 
 
 def _said(answer: Mapping[str, Any]) -> str:
-    """All text of the answer: what one way parses as reasoning, another may leave in the content."""
+    """All text of the answer, but for half a character at its end: some parsers of answers drop that.
+
+    What one way parses as reasoning, another may leave in the content.
+    """
     message = answer["choices"][0]["message"]
-    return "".join(str(message.get(key) or "") for key in ("reasoning_content", "reasoning", "content")).strip()
+    text = "".join(str(message.get(key) or "") for key in ("reasoning_content", "reasoning", "content"))
+    return text.strip().rstrip("\ufffd").strip()
