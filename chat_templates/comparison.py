@@ -1,19 +1,30 @@
-"""Whether an engine made the prompt that a contract says."""
+"""Whether an engine made the prompt that a contract says; and where it did not, from which token on, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from chat_templates.battery import Case
+from chat_templates.battery import Case, Feature
+from chat_templates.causes import explain
 from chat_templates.conversation import Conversation
+from chat_templates.fixes import fixes, meaning
 from chat_templates.prompts import Prompt, Refused, Seen
 from chat_templates.rendering import Rendered, Renderer
 from chat_templates.tokenizing import Tokenizer
+from chat_templates.visible import around, parting, visible
 
 Verdict = Literal["exact", "mismatch", "refused"]
+"""refused: the contract has no prompt for this conversation, so its client is told, and no engine is asked."""
+
 Basis = Literal["ids", "text", "count"]
+"""What was compared. A count that is right proves nothing."""
+
+TOKENS_AROUND = 6
+"""How many tokens are shown before and after the first that differs."""
+
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,55 +37,139 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """The tokens about the first that differs: (id, its text) each. begins: the index of the first one shown."""
+
+    begins: int
+    expected: Sequence[tuple[int, str]]
+    seen: Sequence[tuple[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """One case compared."""
+    """One case compared.
+
+    cause: codes of `chat_templates.fixes`, several joined by ``+``; None where nothing is wrong. detail: in which form.
+    first_token: the index of the first that differs, where ids were compared. texts: both prompts about the place where
+    they part, whitespace made visible; empty where no text is known. note: what else a person has to know.
+    """
 
     case: str
-    features: frozenset[str]
+    features: frozenset[Feature]
     verdict: Verdict
     basis: Basis
     cause: str | None = None
+    detail: str = ""
     first_token: int | None = None
+    window: Window | None = None
+    texts: tuple[str, str] | None = None
+    fixes: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
-    shown: tuple[str, ...] = field(default=())
-
-    def fix(self, engine: str) -> str:
-        """What to do about it."""
-        return ""
 
     def as_json(self) -> dict[str, Any]:
-        """JSON."""
+        """As a JSON object."""
         return {**asdict(self), "features": sorted(self.features)}
 
-    def lines(self) -> list[str]:
-        """For a terminal."""
-        return list(self.shown)
+    def fix(self, engine: str) -> str:
+        """What mends it on *engine*; empty where nothing is wrong."""
+        return self.fixes.get(engine, self.fixes.get("*", ""))
+
+    def lines(self, engine: str = "*") -> list[str]:
+        """For a person, on *engine*: what differs, from where on, why, and what to do."""
+        if self.verdict != "mismatch" or self.cause is None:
+            return [self.note] if self.note else []
+        made = [f"the engine {meaning(self.cause)}" + (f" ({self.detail})" if self.detail else "")]
+        if self.window is not None:
+            made.append(f"token {self.first_token} is the first that differs:")
+            for name, tokens in (("contract", self.window.expected), ("engine", self.window.seen)):
+                shown = " ".join(f"{id_}:{visible(text)}".replace("\n", "") for id_, text in tokens)
+                made.append(f"  {name:9} {shown or '(nothing more)'}")
+        if self.texts is not None:
+            for name, text in zip(("contract", "engine"), self.texts, strict=True):
+                made.append(f"  {name:9} {text}".replace("\n", "\n            "))
+        if self.note:
+            made.append(self.note)
+        made.append(f"to mend it: {self.fix(engine)}")
+        return made
 
 
 def compare(case: Case, expected: Prompt | Refused, seen: Seen | Refused, context: Context) -> Comparison:
-    """Exact or not."""
+    """What *seen*, which an engine made of *case*, is beside *expected*. Blocks while it renders."""
+    features = frozenset(case.features)
     if isinstance(expected, Refused):
-        return Comparison(case.name, frozenset(case.features), "refused", "text")
+        lost = isinstance(seen, Seen) and seen != Seen()
+        note = "the engine would have rendered it" if lost else ""
+        return Comparison(case.name, features, "refused", "text", note=note)
     if isinstance(seen, Refused):
-        shown: tuple[str, ...] = (f"the engine refuses: {seen.message}",)
-        return Comparison(case.name, frozenset(case.features), "mismatch", "text", "engine_refuses", shown=shown)
-    basis: Basis
+        return _mismatch(case, "text", "engine_refuses", note=f"it says: {seen.message}")
     if expected.ids is not None and seen.ids is not None:
-        one, other, basis = expected.ids, seen.ids, "ids"
-    elif seen.text is not None:
-        one, other, basis = tuple(map(ord, expected.text)), tuple(map(ord, seen.text)), "text"
-    else:
-        basis = "count"
-        is_same = expected.ids is not None and len(expected.ids) == seen.count
-        return Comparison(
-            case.name,
-            frozenset(case.features),
-            "exact" if is_same else "mismatch",
-            basis,
-            None if is_same else "unknown",
-        )
-    if one == other:
-        return Comparison(case.name, frozenset(case.features), "exact", basis)
-    first = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    shown = (f"expected {one[max(0, first - 6) : first + 6]}", f"seen     {other[max(0, first - 6) : first + 6]}")
-    return Comparison(case.name, frozenset(case.features), "mismatch", basis, "unknown", first, shown=shown)
+        return _by_ids(case, expected.text, expected.ids, seen, context)
+    if seen.text is not None:
+        return _by_text(case, expected.text, seen.text, context)
+    is_same = expected.ids is not None and len(expected.ids) == seen.count
+    if is_same:
+        return Comparison(case.name, features, "exact", "count")
+    if expected.ids is None or seen.count is None:
+        return _mismatch(case, "count", UNKNOWN, note="nothing of the engine's prompt can be seen")
+    note = f"it has {seen.count} tokens, the contract's prompt has {len(expected.ids)}"
+    return _mismatch(case, "count", UNKNOWN, note=note)
+
+
+def _mismatch(case: Case, basis: Basis, cause: str, **more: Any) -> Comparison:
+    return Comparison(case.name, frozenset(case.features), "mismatch", basis, cause, fixes=fixes(cause), **more)
+
+
+def _by_text(case: Case, expected: str, seen: str, context: Context) -> Comparison:
+    if expected == seen:
+        return Comparison(case.name, frozenset(case.features), "exact", "text")
+    cause, detail = _why(case, expected, seen, context)
+    return _mismatch(case, "text", cause, detail=detail, texts=_parted(expected, seen))
+
+
+def _by_ids(case: Case, text: str, expected: Sequence[int], seen: Seen, context: Context) -> Comparison:
+    assert seen.ids is not None
+    if tuple(expected) == tuple(seen.ids):
+        return Comparison(case.name, frozenset(case.features), "exact", "ids")
+    first = parting(expected, seen.ids)
+    if context.tokenizer is None:
+        return _mismatch(case, "ids", UNKNOWN, first_token=first)
+    tokenizer = context.tokenizer
+    made = tokenizer.decode(seen.ids)
+    window = Window(
+        max(0, first - TOKENS_AROUND),
+        _tokens(expected, first, tokenizer),
+        _tokens(seen.ids, first, tokenizer),
+    )
+    shown: dict[str, Any] = {"first_token": first, "window": window}
+    if made == tokenizer.decode(expected):
+        return _mismatch(case, "ids", _tokenised_otherwise(expected, seen.ids, tokenizer), **shown)
+    cause, detail = _why(case, text, made, context)
+    return _mismatch(case, "ids", cause, detail=detail, texts=_parted(text, made), **shown)
+
+
+def _tokens(ids: Sequence[int], at: int, tokenizer: Tokenizer) -> list[tuple[int, str]]:
+    shown = ids[max(0, at - TOKENS_AROUND) : at + TOKENS_AROUND]
+    return list(zip(shown, tokenizer.pieces(shown), strict=True))
+
+
+def _tokenised_otherwise(expected: Sequence[int], seen: Sequence[int], tokenizer: Tokenizer) -> str:
+    """One text, two sequences: either special tokens were not known in it, or it is another tokenizer."""
+    special = tokenizer.special_ids
+    lost = [id_ for id_ in expected if id_ in special]
+    kept = [id_ for id_ in seen if id_ in special]
+    return "special_text_not_parsed" if len(kept) < len(lost) else "other_tokenizer"
+
+
+def _parted(expected: str, seen: str) -> tuple[str, str]:
+    index = parting(expected, seen)
+    return around(expected, index), around(seen, index)
+
+
+def _why(case: Case, expected: str, seen: str, context: Context) -> tuple[str, str]:
+    bos = context.renderer.special_tokens.get("bos_token", "")
+
+    def render(conversation: Conversation) -> str:
+        return context.render(context.renderer, conversation).text
+
+    found = explain(case.conversation, expected, seen, bos, render)
+    return (UNKNOWN, "") if found is None else (found.code, found.details)

@@ -163,7 +163,7 @@ def concluded(
         "finished_prompts": None
         if handed is None
         else {"mode": handed.mode, "features": sorted(handed.features), "problem": handed.problem},
-        "cases": [one.as_json() | {"lines": list(one.lines())} for one in comparisons],
+        "cases": [one.as_json() | {"lines": one.lines(parity.engine)} for one in comparisons],
     }
     return Proof(parity, report, problem, remedy)
 

@@ -84,6 +84,15 @@ class Tokenizer:
         bos = self._core.token_to_id(self.special_tokens.get("bos_token", ""))
         return bos is not None and self._core.encode("x", add_special_tokens=True).ids[:1] == [bos]
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the special tokens."""
+        return frozenset(id_ for id_, token in self._core.get_added_tokens_decoder().items() if token.special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of *ids*, special tokens written out."""
+        return self._core.decode(list(ids), skip_special_tokens=False)
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each id's own text, special tokens written out; a part of a character is shown as U+FFFD."""
         return [self._core.decode([id_], skip_special_tokens=False) for id_ in ids]

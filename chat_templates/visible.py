@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _MARKS = {" ": "␠", "\n": "⏎\n", "\t": "→", "\r": "␍"}
 _TABLE = str.maketrans(_MARKS)
 
@@ -15,7 +17,7 @@ def visible(text: str) -> str:
     return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in marked)
 
 
-def parting(one: str, other: str) -> int:
+def parting(one: Sequence[object], other: Sequence[object]) -> int:
     """The first index at which the two differ; the length of both where they do not."""
     for index, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
