@@ -47,7 +47,7 @@ from chat_templates.sources.collecting import collect
 from chat_templates.sources.found import Found, SourceUnreadable
 from chat_templates.visible import around, parting, visible
 from gateway import console
-from gateway.command_line import PROBLEMS, UNUSABLE, JsonOption, fail
+from gateway.command_line import PROBLEMS, UNUSABLE, JsonOption, fail, say
 from gateway.template_cli import Unusable, read_variables
 
 COPIED = (TOKENIZER_FILE, CONFIG_FILE, LEGACY_TOKENS_FILE)
@@ -94,7 +94,7 @@ def import_(
         typer.Argument(
             metavar="SOURCE...",
             help="What the fine-tune left: its folder, a GGUF or Jinja file, a Modelfile, LMDeploy's JSON, a training"
-            " YAML of LLaMA-Factory; or llamafactory:NAME, xtuner:NAME.",
+            " YAML of LLaMA-Factory; or llamafactory:NAME, xtuner:NAME, catalog:NAME.",
         ),
     ],
     winner: Annotated[
@@ -128,7 +128,7 @@ def import_(
 ) -> None:
     """Make a contract: one template for every engine. What the sources say is rendered and compared first."""
     with _told(), rendering() as render:
-        found = [one for source in sources for one in collect(source, package)]
+        found = collect(sources, package)
         wishes = Wishes(
             _name(name, sources[0]),
             read_variables(var or ()),
@@ -349,11 +349,14 @@ def _side(source: str, variables: Mapping[str, Any], package: Path | None, rende
         contract = read_contract(Path(source))
         said = {case.name: outcome(render, contract.renderer(), case.conversation) for case in CASES}
         return _Side(contract.name, said)
-    found = collect(source, package)
+    found = collect([source], package)
     folder = _folder_with(CONFIG_FILE, [source])
     tokens = read_special_tokens(folder) if folder is not None else {}
     agreement = agree(found, render, tokens, None, variables)
     voice = agreement.winner or agreement.voices[0]
+    if agreement.winner is None:
+        names = ", ".join(each.found.name for each in agreement.voices[1:])
+        say(f"{source}: its sources disagree; {voice.found.name} is compared, {names} not (name a file to compare it)")
     return _Side(f"{source} ({voice.found.name})", voice.said)
 
 

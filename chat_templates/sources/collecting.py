@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from chat_templates.catalog.index import PREFIX as CATALOG
+from chat_templates.catalog.index import read_entry
 from chat_templates.forms.ignored import is_gguf
 from chat_templates.sources import llamafactory, xtuner
 from chat_templates.sources.found import Found, SourceUnreadable, read_text
@@ -19,13 +21,22 @@ MODELFILE = "Modelfile"
 JSON_LIMIT_BYTES = 64 * 1024
 """LMDeploy's templates are small; other JSON files of a model's folder are not looked into beyond this."""
 
+_BARE = "{path} has no template: llama.cpp and Ollama by themselves would prompt it with one of their own choice"
 
-def collect(source: str, package: Path | None = None) -> list[Found]:
-    """All that *source* says: a path, or ``llamafactory:NAME``, ``xtuner:NAME``.
+
+def collect(sources: Sequence[str], package: Path | None = None) -> list[Found]:
+    """All that *sources* say, no two under one name. Each is a path, ``llamafactory:NAME``, ``xtuner:NAME`` or
+    ``catalog:NAME``.
 
     package: where the tool that is named is installed; None takes this environment. Raises SourceUnreadable, also for
-    what says nothing of a prompt.
+    a source that says nothing of a prompt.
     """
+    return _told_apart([found for source in sources for found in _collected(source, package)])
+
+
+def _collected(source: str, package: Path | None) -> list[Found]:
+    if source.startswith(CATALOG):
+        return [read_entry(source.removeprefix(CATALOG))]
     if source.startswith(llamafactory.PREFIX):
         training = llamafactory.Training(source.removeprefix(llamafactory.PREFIX))
         return [llamafactory.read_llamafactory(training, package)]
@@ -35,16 +46,20 @@ def collect(source: str, package: Path | None = None) -> list[Found]:
     found = list(_in_folder(path, package) if path.is_dir() else _in_file(path, package))
     if not found:
         raise SourceUnreadable(
-            f"{path}: has no chat template; name the file it was trained with, or llamafactory:NAME or xtuner:NAME"
+            f"{path}: has no chat template; name the file it was trained with, or llamafactory:NAME, xtuner:NAME or"
+            f" {CATALOG}NAME"
         )
-    return _told_apart(found)
+    return found
 
 
 def _in_folder(folder: Path, package: Path | None) -> Iterator[Found]:
-    yield from read_folder(folder)
-    for path in sorted(folder.glob("*.gguf")):
-        if (found := read_gguf(path)) is not None:
-            yield found
+    ggufs = [(path, read_gguf(path)) for path in sorted(folder.glob("*.gguf"))]
+    bare = [_BARE.format(path=path) for path, said in ggufs if said is None]
+    for found in read_folder(folder):
+        yield replace(found, notes=(*found.notes, *bare))
+    for _, said in ggufs:
+        if said is not None:
+            yield said
     if (folder / MODELFILE).is_file() and (found := read_modelfile(folder / MODELFILE)) is not None:
         yield found
     for path in sorted(folder.glob("*.json")):

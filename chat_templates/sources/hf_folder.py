@@ -22,6 +22,11 @@ from chat_templates.sources.found import Found, SourceUnreadable
 
 JINJA, CONFIGURED = "jinja", "tokenizer_config"
 
+_LOST = (
+    "Ollama's own import of this folder would lose the template, which it looks for in tokenizer_config.json alone"
+    " (`unigate template export --to gguf` puts it into a GGUF file)"
+)
+
 
 def read_folder(folder: Path) -> list[Found]:
     """What the files of *folder* say, the ones that transformers takes first. Raises SourceUnreadable."""
@@ -31,7 +36,7 @@ def read_folder(folder: Path) -> list[Found]:
     except ModelFolderUnreadable as problem:
         raise SourceUnreadable(str(problem)) from problem
     if files:
-        found.append(Found(JINJA, files, folder / TEMPLATE_FILE))
+        found.append(Found(JINJA, files, folder / TEMPLATE_FILE, notes=() if configured else (_LOST,)))
     if configured:
         found.append(Found(CONFIGURED, configured, folder / CONFIG_FILE))
     return found
