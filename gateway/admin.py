@@ -143,17 +143,12 @@ def admin_app(fleet: Fleet, reloading: Reloading) -> FastAPI:
     @app.get("/admin/backends/{name:path}/parity")
     async def show_parity(name: str) -> dict[str, Any]:
         """Whether a backend's prompts were proven to be its contract's; ``proof`` is null where nothing was."""
-        return parity_of(known(name))
+        return parity_as_json(fleet, known(name))
 
     @app.get("/admin/models/{name:path}/parity")
     async def show_all_parity(name: str) -> list[dict[str, Any]]:
         """The same for every backend of a model. *name* may also be that of one backend."""
-        return [parity_of(one) for one in meant(name)]
-
-    def parity_of(name: str) -> dict[str, Any]:
-        proof, status = fleet.proof(name), fleet.status(name)
-        shown = proof.as_json() if proof is not None else None
-        return {"backend": name, "engine": status.engine, "state": status.state.value, "proof": shown}
+        return [parity_as_json(fleet, one) for one in meant(name)]
 
     @app.get("/admin/backends/{name:path}")
     async def show_backend(name: str) -> dict[str, Any]:
@@ -192,6 +187,13 @@ def admin_app(fleet: Fleet, reloading: Reloading) -> FastAPI:
         return Response(error.body(), error.status, media_type="application/json")
 
     return app
+
+
+def parity_as_json(fleet: Fleet, name: str) -> dict[str, Any]:
+    """What was proven of the prompts of one backend; ``proof`` is None where nothing was."""
+    proof, status = fleet.proof(name), fleet.status(name)
+    shown = proof.as_json() if proof is not None else None
+    return {"backend": name, "engine": status.engine, "state": status.state.value, "proof": shown}
 
 
 def as_json(status: BackendStatus) -> dict[str, Any]:

@@ -41,6 +41,10 @@ def find_gateway(url: str | None, config: Path | None, environ: Mapping[str, str
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
+class GatewayUnreachable(AdminError):
+    """Nobody answers there."""
+
+
 class AdminClient:
     """One gateway's administration. Use it as a context manager. Raises AdminError for a *url* that is none."""
 
@@ -69,6 +73,11 @@ class AdminClient:
         path = f"/admin/models/{quote(name)}/{action}"
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, read=wait_s + ANSWER_TIMEOUT_S)
         found: list[dict[str, Any]] = self._ask("POST", path, params={"wait_s": wait_s}, timeout=timeout)
+        return found
+
+    def parity(self, name: str) -> list[dict[str, Any]]:
+        """What was proven of the prompts of each backend of a model."""
+        found: list[dict[str, Any]] = self._ask("GET", f"/admin/models/{quote(name)}/parity")
         return found
 
     def reload(self, wait_s: float) -> dict[str, Any]:
@@ -103,8 +112,10 @@ class AdminClient:
         except ValueError:
             raise AdminError(_stranger(answer)) from None
 
-    def _unreachable(self) -> AdminError:
-        return AdminError(f"no gateway answers at {self._url}; start one with 'unigate serve', or name its --url")
+    def _unreachable(self) -> GatewayUnreachable:
+        return GatewayUnreachable(
+            f"no gateway answers at {self._url}; start one with 'unigate serve', or name its --url"
+        )
 
 
 def _stranger(answer: httpx.Response) -> str:

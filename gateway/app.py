@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from backends.room import MeasuredRoom
 from backends.settings import BackendSettings
 from backends.start import Host
 from backends.status import Transition
-from gateway.admin import AdminGuard, admin_app
+from gateway.admin import AdminGuard, admin_app, parity_as_json
 from gateway.config import Config, GatewaySettings
 from gateway.front_door import FrontDoor
 from gateway.keys import Caller, Keyring
@@ -241,6 +241,47 @@ async def serve(
     if beside is not None and beside.done() and not beside.cancelled():
         beside.result()
     http.result()
+
+
+async def prove(config: Config, names: Sequence[str], say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Start the backends of the models *names*, one after the other, and end each once it is READY or has failed.
+
+    What was proven of the prompts of each, in the administration's form. Nobody is served meanwhile; a model is proven
+    whatever its policy, and each step is told to *say*.
+    """
+    gateway = build(_only_to_prove(config, names))
+    entries = []
+    try:
+        await gateway.fleet.open()
+        for name in names:
+            for status in gateway.fleet.replicas(name)[:1]:  # they are all alike
+                say(f"{name}: starting {status.engine}")
+                await gateway.fleet.load(status.name)
+                await gateway.fleet.settled(status.name, State.READY, State.FAILED)
+                after = gateway.fleet.status(status.name)
+                if after.state is State.FAILED:
+                    say(f"{name} has failed: {after.diagnosis}")
+                entries.append(parity_as_json(gateway.fleet, status.name))
+                await gateway.fleet.unload(status.name)
+                await gateway.fleet.settled(status.name, State.STOPPED, State.FAILED)
+    finally:
+        await gateway.fleet.close()
+        await gateway.pool.aclose()
+        await gateway.renders.close()
+    return entries
+
+
+def _only_to_prove(config: Config, names: Sequence[str]) -> Config:
+    """*config* with the models *names* and their adapters alone: started when they are told to be, and never ended for
+    what is seen of them."""
+    models = {}
+    for name, model in config.models.items():
+        if name in names and model.template is not None:
+            template = model.template.model_copy(update={"parity": "warn"})
+            models[name] = model.model_copy(update={"load": "on_demand", "template": template})
+        elif model.base in names:
+            models[name] = model
+    return config.model_copy(update={"models": models})
 
 
 class _Reloads:

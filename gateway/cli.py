@@ -48,6 +48,7 @@ from gateway.starter_model import default_cache_dir
 from gateway.template_cli import template_cli
 from gateway.template_export import export
 from gateway.template_import import diff, import_, list_, show
+from gateway.template_verify import verify
 
 Answer = TypeVar("Answer")
 
@@ -67,6 +68,7 @@ template_cli.command(short_help="Print a contract.")(show)
 template_cli.command("list", short_help="List contracts.")(list_)
 template_cli.command(short_help="Compare two contracts or templates.")(diff)
 template_cli.command(short_help="Write a template in an engine's own form.")(export)
+template_cli.command(short_help="Prove that engines make a contract's prompts.")(verify)
 cli.add_typer(template_cli, name="template")
 cli.add_typer(bench_cli, name="bench")
 
