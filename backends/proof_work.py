@@ -81,7 +81,10 @@ class ProofWork:
         if tokenizer is None:
             self._notes.append("the contract has no tokenizer at hand: prompts are compared by their texts")
             return None
-        texts = tokenizer_strings(tokenizer.special_tokens.values(), self._contract.templates)
+        # What becomes of a BOS at the very start is a question of whole prompts.
+        bos = tokenizer.special_tokens.get("bos_token") or "\0"
+        given = tokenizer_strings(tokenizer.special_tokens.values(), self._contract.templates)
+        texts = [text for text in given if not text.startswith(bos)]
         self._say(f"proving the template: {len(texts)} texts tokenised")
         expected = await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
         try:

@@ -109,7 +109,7 @@ class LocalProver:
 async def _version(adapter: Adapter, ask: Ask) -> str | None:
     plan = adapter.see_version()
     try:
-        return None if plan is None else await outcome_of(plan, ask)
+        return await outcome_of(plan, ask) if plan is not None else None
     except CallRefused:
         return None
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from backends.adapter import Body, Call
-from backends.prompting import StopPlan
+from backends.prompting import CallRefused, StopPlan
 from backends.settings import BackendSettings
 from chat_templates.conversation import Conversation
 from chat_templates.messages import as_requested
@@ -26,25 +29,33 @@ def body_of(backend: BackendSettings, conversation: Conversation) -> Body:
     return body
 
 
-def forced_stops(backend: BackendSettings) -> StopPlan:
+def forced_stops(backend: BackendSettings, *, in_chats: bool = False) -> StopPlan:
     """Which of the contract's stop ids end an answer: each is made the only token there can be.
 
-    Needs an engine that honours ``logit_bias`` in /v1/completions.
+    in_chats: ask the chat endpoint, of an engine that honours ``logit_bias`` only there. Raises CallRefused where it is
+    honoured nowhere.
     """
-    ends: set[int] = set()
     assert backend.prompting is not None
-    for id_ in backend.prompting.contract.stop.token_ids:
-        answer = yield Call(
-            "POST",
-            "/v1/completions",
-            {
-                "model": backend.model_name,
-                "prompt": "Hi",
-                "max_tokens": FORCED_TOKENS,
-                "temperature": 0,
-                "logit_bias": {str(id_): FORCING_BIAS},
-            },
-        )
-        if answer["choices"][0]["finish_reason"] == "stop":
+    wanted = backend.prompting.contract.stop.token_ids
+    unforced = (yield _forced(backend, in_chats, {}))["choices"][0] if wanted else {}
+    ends: set[int] = set()
+    for id_ in wanted:
+        choice = (yield _forced(backend, in_chats, {str(id_): FORCING_BIAS}))["choices"][0]
+        if choice["finish_reason"] == "stop":
             ends.add(id_)
+        elif _text(choice) == _text(unforced):
+            raise CallRefused(200, "logit_bias has no effect")
     return frozenset(ends)
+
+
+def _forced(backend: BackendSettings, in_chats: bool, bias: Body) -> Call:
+    asked: Body = {"model": backend.model_name, "max_tokens": FORCED_TOKENS, "temperature": 0}
+    if bias:
+        asked["logit_bias"] = bias
+    if in_chats:
+        return Call("POST", CHAT, {**asked, "messages": [{"role": "user", "content": "Hi"}]})
+    return Call("POST", "/v1/completions", {**asked, "prompt": "Hi"})
+
+
+def _text(choice: Mapping[str, Any]) -> Any:
+    return choice.get("text") or (choice.get("message") or {}).get("content")

@@ -90,9 +90,14 @@ def _others(proof: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         same = f"  tokenizer: {strings['compared']} texts"
         yield (f"{same}, other ids for {'  '.join(differing)}", "red") if differing else (f"{same}, all alike", "")
     if stops is not None:
-        missing = f", but not at {', '.join(map(str, stops['missing']))}" if stops["missing"] else ""
-        yield f"  answers end at {', '.join(map(str, stops['wanted'])) or 'nothing'}{missing}", "red" if missing else ""
+        reached = [id_ for id_ in stops["wanted"] if id_ not in stops["missing"]]
+        missing = f", and not at {_listed(stops['missing'])}" if stops["missing"] else ""
+        yield f"  answers end at the stop ids {_listed(reached)}{missing}", "red" if missing else ""
     if finished is not None:
         problem = finished["problem"]
         outcome = problem or f"taken as they are, with {', '.join(finished['features'])}"
         yield f"  finished prompts ({finished['mode']}): {outcome}", "red" if problem else ""
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids)) or "(none)"

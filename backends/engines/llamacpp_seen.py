@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.adapter import Call
-from backends.prompting import SeePlan, VersionPlan
+from backends.prompting import CallRefused, SeePlan, VersionPlan
 from backends.seen import body_of
 from backends.settings import BackendSettings
 from chat_templates.conversation import Conversation
@@ -20,6 +20,9 @@ def see(backend: BackendSettings, conversation: Conversation) -> SeePlan:
 
 
 def see_version() -> VersionPlan:
-    """``build_info`` of ``GET /props``."""
+    """``build_info`` of ``GET /props``. Raises CallRefused for a build that does not know its own, as the wheel's."""
     answer = yield Call("GET", "/props")
-    return str(answer["build_info"])
+    build = str(answer["build_info"])
+    if "unknown" in build:
+        raise CallRefused(200, f"the build is {build}")
+    return build

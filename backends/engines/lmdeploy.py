@@ -43,7 +43,6 @@ from backends.engines.lmdeploy_contract import (
 )
 from backends.engines.lmdeploy_dialect import DIALECT
 from backends.engines.lmdeploy_options import OPTIONS
-from backends.engines.lmdeploy_seen import see
 from backends.environments import Environment
 from backends.lora import peft_problem
 from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
@@ -377,12 +376,12 @@ class LmDeploy:
         return _encode({"input": text, "do_preprocess": True, "add_bos": True})
 
     def see(self, backend: BackendSettings, conversation: Conversation) -> SeePlan | None:
-        """How many ids there are."""
-        return see(backend, conversation)
+        """None: no endpoint shows the ids of a conversation, and how many there are proves nothing."""
+        return None
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
-        """Each stop id of the contract, forced."""
-        return forced_stops(backend)
+        """Each stop id of the contract, forced; TurboMind alone honours that, and only in chats."""
+        return forced_stops(backend, in_chats=True)
 
     def see_version(self) -> VersionPlan | None:
         """None: the server does not say it."""
