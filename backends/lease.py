@@ -29,7 +29,7 @@ class Lease:
     what was proven of the run; None where there is no contract, or nothing was to be proven.
     """
 
-    __slots__ = ("_release", "address", "authorization", "backend", "engine", "parity", "served_name")
+    __slots__ = ("_release", "address", "authorization", "backend", "engine", "parity", "prompting", "served_name")
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Lease:
         self.authorization = authorization
         self.served_name = served_name
         self.parity = parity
+        self.prompting = backend.prompting
         self._release: Callable[[bool, bool], None] | None = release
 
     def release(self, *, answered: bool = False, silent: bool = False) -> None:

@@ -93,6 +93,12 @@ class Tokenizer:
         """The text of *ids*, special tokens written out."""
         return self._core.decode(list(ids), skip_special_tokens=False)
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The texts that are special tokens, and no text, wherever they stand."""
+        added = self._core.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special) | frozenset(self.special_tokens.values())
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each id's own text, special tokens written out; a part of a character is shown as U+FFFD."""
         return [self._core.decode([id_], skip_special_tokens=False) for id_ in ids]

@@ -41,6 +41,7 @@ from gateway.front_door import FrontDoor
 from gateway.keys import Caller, Keyring
 from gateway.metrics import Metrics
 from gateway.model_list import ModelList
+from gateway.prompts import Prompts
 from gateway.readiness import Readiness
 from gateway.reloading import Reloading, Source, with_contents
 from gateway.routing import Route, Routes
@@ -53,6 +54,8 @@ KEEP_ALIVE_S = 75
 CONNECTIONS_END_S = 5
 """After the last answer, open connections get this long to be closed."""
 BACKLOG = 2048
+RENDER_CHILDREN = 2
+"""So that one template which has to be stopped keeps nobody else's waiting."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RELOAD_SIGNAL = signal.SIGHUP
 
@@ -82,7 +85,7 @@ def build(config: Config, source: Source | None = None) -> Gateway:
     launcher = LocalLauncher(secrets_of(config))
     budget_bytes = None if settings.memory_gib is None else int(settings.memory_gib * GIB)
     devices = LocalDevices(os.environ, budget_bytes)
-    renders = RenderPool()
+    renders = RenderPool(RENDER_CHILDREN)
     host = Host(
         launcher=launcher,
         prober=HttpProber(),
@@ -112,10 +115,13 @@ def build(config: Config, source: Source | None = None) -> Gateway:
     routes = Routes(_routes(config, backends))
     metrics = Metrics(fleet.statuses)
     metrics.keep_only(config.models.keys())
+    metrics.contracts(routes.contracts())
     fleet.subscribe(metrics.transition)
     pool = UpstreamPool(_timeouts(settings))
     fleet.subscribe(partial(_break_off, pool))
-    serving = Serving(keyring, routes, fleet, pool, metrics, _limits(settings), access_log=settings.access_log)
+    serving = Serving(
+        keyring, routes, fleet, pool, metrics, Prompts(renders), _limits(settings), access_log=settings.access_log
+    )
 
     def adopt(new: Config, backends: Iterable[BackendSettings]) -> None:
         keyring.adopt(_keyring(new))
@@ -124,6 +130,7 @@ def build(config: Config, source: Source | None = None) -> Gateway:
         pool.keep_to(_timeouts(new.gateway))
         fleet.allow_waiting(new.gateway.queue.max_waiting)
         metrics.keep_only(new.models.keys())
+        metrics.contracts(routes.contracts())
 
     def withhold(new: Config) -> None:
         launcher.withhold(secrets_of(new))

@@ -9,6 +9,7 @@
     ├── UnknownModel          404  code model_not_found, with the nearest names
     ├── UnknownPath           404
     ├── WrongMethod           405
+    ├── ParityUnproven        409  the engine is not known to be given the contract's prompt for this
     ├── QueueFull             429
     ├── Unavailable           503  not ready, failed, draining
     ├── BackendError          as the engine answered, translated
@@ -139,6 +140,14 @@ class WrongMethod(GatewayError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class ParityUnproven(GatewayError):
+    """The engine is not proven to be given the contract's prompt for such a request."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "template_parity_unproven"
 
 
 class QueueFull(GatewayError):

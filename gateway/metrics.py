@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -120,6 +120,14 @@ class Metrics:
             "unigate_gpu_memory_bytes", "Memory of a GPU as its driver tells it: kind is used or free.",
             ("gpu", "kind"), registry=registry,
         )  # fmt: skip
+        self._contract = Gauge(
+            "unigate_contract_info", "1 for the contract that a model is served under; its hash is in the label.",
+            ("model", "hash"), registry=registry,
+        )  # fmt: skip
+        self._prompt_mode = Counter(
+            "unigate_prompt_mode", "Chats under a contract, by who made the prompt: native, tokens, text, unproven.",
+            (*model, "mode"), registry=registry,
+        )  # fmt: skip
         build = Gauge("unigate_build", "Always 1; the version is in the label.", ("version",), registry=registry)
         build.labels(__version__).set(1)
 
@@ -158,6 +166,12 @@ class Metrics:
         """Count one reload: ``applied`` or ``refused``."""
         self._reloads.labels(result).inc()
 
+    def contracts(self, hashes: Mapping[str, str]) -> None:
+        """The contracts now in force: model -> hash."""
+        self._contract.clear()
+        for model, digest in hashes.items():
+            self._contract.labels(model, digest).set(1)
+
     def keep_only(self, models: Set[str]) -> None:
         """Export nothing of a model that is not among *models* any more. What is known of the others stays."""
         self._removed = (self._removed | self._known) - models
@@ -169,6 +183,7 @@ class Metrics:
             self._requests, self._duration, self._ttft, self._inter_chunk, self._queue_wait, self._tokens,
             self._in_flight, self._upstream_errors, self._retries, self._client_disconnects, self._backend_starts,
             self._backend_failures, self._backend_restarts, self._backend_start_seconds, self._swaps,
+            self._prompt_mode,
         )  # fmt: skip
         for model in self._removed:
             for metric in by_model:
@@ -185,6 +200,8 @@ class Metrics:
             self._ttft.labels(model, engine).observe(seen.ttft_s)
         if seen.overhead_s is not None:
             self._overhead.labels(seen.endpoint).observe(seen.overhead_s)
+        if seen.prompt_mode is not None:
+            self._prompt_mode.labels(model, engine, seen.prompt_mode).inc()
         for kind, count in (("prompt", seen.prompt_tokens), ("completion", seen.completion_tokens)):
             if count:
                 self._tokens.labels(model, engine, kind).inc(count)

@@ -46,6 +46,7 @@ class ModelList:
         return self._entry(self._routes.resolve(name, caller))
 
     def _entry(self, route: Route) -> dict[str, Any]:
+        replicas = self._fleet.replicas(route.backend.model)
         return {
             "id": route.model,
             "object": "model",
@@ -55,8 +56,28 @@ class ModelList:
             "parent": route.parent,
             "aliases": list(route.aliases),
             "max_model_len": route.backend.context_length,
-            "status": _shown(self._fleet.replicas(route.backend.model)),
+            "status": _shown(replicas),
+            **_contract(route, replicas),
         }
+
+
+def _contract(route: Route, replicas: Sequence[BackendStatus]) -> dict[str, Any]:
+    """The contract, and in which ways each feature is proven; null before a proof, and without one."""
+    prompting = route.backend.prompting
+    if prompting is None:
+        return {}
+    digest = prompting.contract.hash
+    parity = foremost(replicas).parity if replicas else None
+    if parity is not None and parity.contract != digest:
+        parity = None  # a reload is just exchanging the contract
+    return {
+        "contract": {
+            "hash": digest,
+            "name": prompting.contract.name,
+            "policy": prompting.policy,
+            "parity": {name: list(modes) for name, modes in sorted(parity.modes.items())} if parity else None,
+        }
+    }
 
 
 def _shown(replicas: Sequence[BackendStatus]) -> dict[str, Any]:

@@ -8,6 +8,10 @@ STATUS_CLIENT_GONE = 499
 """nginx's number for a client that left before its answer; nobody is ever sent it."""
 
 
+SHORT_HASH = 12
+"""Digits of a contract's hash in logs and headers; `/v1/models` has all of it."""
+
+
 @dataclass(slots=True)
 class Observation:
     """Filled in as a request goes its way. Times are seconds of `time.perf_counter`; None means it never got there."""
@@ -21,6 +25,10 @@ class Observation:
     engine: str | None = None
     backend: str | None = None
     """The one that served it, of a model that has several."""
+    contract: str | None = None
+    """The hash of the contract that its prompt was made under, whole."""
+    prompt_mode: str | None = None
+    """Who made the prompt: native, tokens, text; ``unproven`` where it was served nevertheless."""
     is_stream: bool = False
     status: int = 0
     error: str | None = None
@@ -66,6 +74,8 @@ def log_line(seen: Observation) -> str:
         "model": seen.model or "-",
         "engine": seen.engine or "-",
         **({"backend": seen.backend} if seen.backend is not None else {}),
+        **({"contract": seen.contract[:SHORT_HASH]} if seen.contract is not None else {}),
+        **({"prompt": seen.prompt_mode} if seen.prompt_mode is not None else {}),
         "stream": str(seen.is_stream).lower(),
         "status": seen.status,
         "ms": f"{seen.duration_s * 1000:.1f}",

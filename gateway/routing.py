@@ -48,6 +48,14 @@ class Routes:
         """Become the *others*, at once: whoever asks from now on gets theirs."""
         self._routes, self._by_name = others._routes, others._by_name
 
+    def contracts(self) -> dict[str, str]:
+        """The hash of each model's contract, of those that have one."""
+        return {
+            route.model: route.backend.prompting.contract.hash
+            for route in self._routes
+            if route.backend.prompting is not None
+        }
+
     def now(self, route: Route) -> Route:
         """The route of the same model as it stands now; *route* itself when its model is no longer there."""
         return self._by_name.get(route.model, route)
