@@ -11,9 +11,9 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +51,10 @@ class Session(Protocol):
         """What it runs as."""
 
     @property
+    def contract(self) -> Contract:
+        """Whose prompts it is to make."""
+
+    @property
     def adapter(self) -> Adapter:
         """What knows its engine."""
 
@@ -59,6 +63,18 @@ class Session(Protocol):
 
     def given(self, call: Call) -> Seen:
         """What the model is given for *call*, which has it generate. Raises CallRefused."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """An engine that ended at its start with *contract*. reason: its last lines."""
+
+    contract: Contract
+    reason: str
+
+
+class EngineEnded(Exception):
+    """At its start; the message is the end of its log."""
 
 
 @dataclass(slots=True)
@@ -74,10 +90,15 @@ class Engine:
         return ADAPTERS[self.backend.engine]
 
     @property
+    def contract(self) -> Contract:
+        """Whose prompts it is to make."""
+        assert self.backend.prompting is not None
+        return self.backend.prompting.contract
+
+    @property
     def template(self) -> str:
         """The contract's template as the engine is given it, pinned variables in it."""
-        assert self.backend.prompting is not None
-        return template_text(self.backend.prompting.contract)
+        return template_text(self.contract)
 
     def send(self, call: Call) -> Body:
         """The answer to *call*."""
@@ -129,18 +150,29 @@ class LlamaCpp(Engine):
         return Seen(text=slot["prompt"], count=slot["n_prompt_tokens"])
 
 
+@dataclass(slots=True)
 class InstalledLmdeploy(Engine):
-    """LMDeploy's own server, started for its contract."""
+    """LMDeploy's own server, started for its contract. taken: what its engine wrote down of each chat so far."""
+
+    taken: dict[str, Seen] = field(default_factory=dict)
+
+    def send(self, call: Call) -> Body:
+        """Read what the engine writes down meanwhile."""
+        answer = Engine.send(self, self._with_template(call))
+        if call.target == CHAT:
+            (*_, line) = Path(self.backend.env[SEEN_FILE]).read_bytes().splitlines()
+            self.taken[_key(call)] = Seen(ids=tuple(json.loads(line)))
+        return answer
 
     def given(self, call: Call) -> Seen:
-        """By what its engine has written down."""
-        seen = Path(self.backend.env[SEEN_FILE])
-        before = seen.stat().st_size if seen.exists() else 0
-        self.send(_generating(call))
-        with seen.open("rb") as lines:
-            lines.seek(before)
-            (line,) = lines.read().splitlines()
-        return Seen(ids=tuple(json.loads(line)))
+        """By what was written down, be it when the plan asked for the very same."""
+        asked = _generating(call)
+        if _key(asked) not in self.taken:
+            self.send(asked)
+        return self.taken[_key(asked)]
+
+    def _with_template(self, call: Call) -> Call:
+        return call
 
 
 class Lmdeploy(InstalledLmdeploy):
@@ -150,14 +182,17 @@ class Lmdeploy(InstalledLmdeploy):
     server cuts off a last message of the assistant is the installed template's.
     """
 
-    def send(self, call: Call) -> Body:
-        """With the template."""
-        if call.body is not None and call.target == CHAT and not call.body.get("input_ids"):
-            call = replace(call, body={**call.body, "chat_template_kwargs": {"chat_template": self.template}})
-        return Engine.send(self, call)
+    def _with_template(self, call: Call) -> Call:
+        if call.body is None or call.target != CHAT or call.body.get("input_ids"):
+            return call
+        return replace(call, body={**call.body, "chat_template_kwargs": {"chat_template": self.template}})
 
 
-def vllm_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
+def _key(call: Call) -> str:
+    return json.dumps(call.body, sort_keys=True)
+
+
+def vllm_sessions(contracts: Sequence[Contract]) -> Generator[Session]:
     """One vLLM for all."""
     args: dict[str, ArgValue] = {
         "enforce-eager": True,
@@ -173,29 +208,35 @@ def vllm_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
             yield Vllm(replace(backend, prompting=_prompting(contract)), client)
 
 
-def llamacpp_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
+def llamacpp_sessions(contracts: Sequence[Contract]) -> Generator[Session | NotStarted]:
     """A llama.cpp for each; one starts in a second."""
     # one thread: with two and a busy neighbour a token takes twenty times as long
     args: dict[str, ArgValue] = {"parallel": 1, "threads": 1, "threads-batch": 1, "slots": True, "no-warmup": True}
     for contract in contracts:
         env = {"LLAMA_SERVER_SLOTS_DEBUG": "1", "PYTHONPATH": str(ROOT)}
         backend = _backend("llamacpp", cut_gguf(), contract, args, env)
-        with running(backend) as client:
-            yield LlamaCpp(backend, client)
+        try:
+            with running(backend) as client:
+                yield LlamaCpp(backend, client)
+        except EngineEnded as end:
+            yield NotStarted(contract, str(end))
 
 
-def lmdeploy_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
+def lmdeploy_sessions(contracts: Sequence[Contract]) -> Generator[Session]:
     """One LMDeploy for all."""
     with _lmdeploy(contracts[0]) as (backend, client):
         for contract in contracts:
             yield Lmdeploy(replace(backend, prompting=_prompting(contract)), client)
 
 
-def installed_lmdeploy_sessions(contracts: Sequence[Contract]) -> Iterator[Session]:
+def installed_lmdeploy_sessions(contracts: Sequence[Contract]) -> Generator[Session | NotStarted]:
     """A LMDeploy for each; one starts in ten seconds."""
     for contract in contracts:
-        with _lmdeploy(contract) as (backend, client):
-            yield InstalledLmdeploy(backend, client)
+        try:
+            with _lmdeploy(contract) as (backend, client):
+                yield InstalledLmdeploy(backend, client)
+        except EngineEnded as end:
+            yield NotStarted(contract, str(end))
 
 
 @contextmanager
@@ -207,7 +248,7 @@ def _lmdeploy(contract: Contract) -> Iterator[tuple[BackendSettings, httpx.Clien
             yield backend, client
 
 
-SESSIONS: Mapping[str, Callable[[Sequence[Contract]], Iterator[Session]]] = {
+SESSIONS: Mapping[str, Callable[[Sequence[Contract]], Generator[Session | NotStarted]]] = {
     "llamacpp": llamacpp_sessions,
     "vllm": vllm_sessions,
     "lmdeploy": lmdeploy_sessions,
@@ -229,7 +270,7 @@ def _backend(
 
 @contextmanager
 def running(backend: BackendSettings, command: tuple[str, ...] = ()) -> Iterator[httpx.Client]:
-    """A client of *backend*'s engine, started as the gateway starts it, and ended. Raises AssertionError."""
+    """A client of *backend*'s engine, started as the gateway starts it, and ended. Raises EngineEnded."""
     adapter = ADAPTERS[backend.engine]
     with tempfile.TemporaryDirectory(prefix="unigate-") as scratch:
         socket = str(Path(scratch) / "s.sock")
@@ -262,7 +303,7 @@ def running(backend: BackendSettings, command: tuple[str, ...] = ()) -> Iterator
 
 def _is_up(process: subprocess.Popen[bytes], client: httpx.Client, health: Call, log: Path) -> bool:
     if process.poll() is not None:
-        raise AssertionError(f"the engine ended with {process.returncode}: {log.read_text(errors='replace')[-2000:]}")
+        raise EngineEnded(log.read_text(errors="replace")[-2000:])
     try:
         return client.request(health.method, health.target).is_success
     except httpx.TransportError:

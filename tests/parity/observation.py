@@ -1,8 +1,8 @@
 """What one engine and the gateway make of each case of the battery, under one contract.
 
 For each case: what the contract says the prompt is; what the engine says it would make of the conversation; how the
-gateway therefore serves it; and, independently of both, what the model was given, when the engine rendered by itself and
-when it was served. Nothing here decides whether that is good: `verdicts` does.
+gateway therefore serves it; and, independently of both, what the model was given, when the engine rendered by itself
+and when it was served. Nothing here decides whether that is good: `verdicts` does.
 """
 
 from __future__ import annotations
@@ -11,32 +11,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from backends.adapter import Call
+from backends.adapter import Body, Call
 from backends.prompting import CallRefused, SeePlan
 from backends.seen import CHAT, body_of
 from chat_templates.battery import CASES, Case
 from chat_templates.contract import Contract
 from chat_templates.conversation import Conversation, ConversationInvalid
+from chat_templates.messages import ruled
 from chat_templates.parity import Mode
 from chat_templates.prompts import Prompt, Refused, Seen
 from chat_templates.rendering import TemplateBroken, TemplateRefused
 from chat_templates.tokenizing import Tokenizer
-from tests.parity.hosts import Session
-from tests.parity.stand_in import compared, ids_call, ruled
+from tests.parity.hosts import NotStarted, Session
+from tests.parity.stand_in import Said, compared
 
 Wanted = Literal["prompt", "refused by the template", "refused by the rules"]
-Said = Literal["exact", "count", "mismatch", "refuses"]
-"""What an engine's own account comes to. count: only the number of ids is known, and right. refuses: it gives none."""
 Got = Literal["", "same", "other", "refuses"]
 """What the model was given: the contract's prompt, another, nothing because the engine refused; empty: not asked."""
+
+ENDPOINT = "chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """One case. wanted: what the contract says. said: what the engine says; cause: of a mismatch.
 
+    said: ``count`` where only the number of ids is known, and right; ``refuses`` where the engine shows no prompt.
     alone: what the model got of the engine's own rendering. mode: how the gateway serves it, empty where it refuses.
-    served: what the model got then. note: why it is not served, or in which words something was refused.
+    served: what the model got then.
     """
 
     case: str
@@ -46,20 +48,24 @@ class Observation:
     alone: Got = ""
     mode: Mode | Literal[""] = ""
     served: Got = ""
-    note: str = ""
 
 
-def observations(session: Session, tokenizer: Tokenizer, cases: Sequence[Case] = CASES) -> Iterator[Observation]:
-    """Each case in turn."""
-    assert session.backend.prompting is not None
-    contract = session.backend.prompting.contract
+def observations(
+    session: Session | NotStarted, tokenizer: Tokenizer, cases: Sequence[Case] = CASES
+) -> Iterator[Observation]:
+    """Each case in turn. An engine that did not start with the contract serves nothing."""
     for case in cases:
         try:
-            conversation = ruled(contract.messages, case.conversation)
-        except ConversationInvalid as problem:
-            yield Observation(case.name, "refused by the rules", "refuses", note=str(problem))
+            conversation = ruled(session.contract.messages, case.conversation)
+        except ConversationInvalid:
+            yield Observation(case.name, "refused by the rules", "refuses")
             continue
-        yield _observed(session, case, conversation, expected_of(contract, tokenizer, conversation))
+        expected = expected_of(session.contract, tokenizer, conversation)
+        if isinstance(session, NotStarted):
+            wanted: Wanted = "prompt" if isinstance(expected, Prompt) else "refused by the template"
+            yield Observation(case.name, wanted, "refuses", "engine_does_not_start")
+        else:
+            yield _observed(session, case, conversation, expected)
 
 
 def expected_of(contract: Contract, tokenizer: Tokenizer, conversation: Conversation) -> Prompt | Refused:
@@ -73,16 +79,26 @@ def expected_of(contract: Contract, tokenizer: Tokenizer, conversation: Conversa
 
 def _observed(session: Session, case: Case, conversation: Conversation, expected: Prompt | Refused) -> Observation:
     body = body_of(session.backend, conversation)
-    alone = _got(session, Call("POST", CHAT, body), expected)
-    said, cause = compared(seen_by(session, conversation), expected)
+    seen = seen_by(session, conversation)
+    said, cause = compared(seen, expected)
+    # a number of tokens comes of the chat endpoint itself: where it is wrong, no more need be asked
+    is_counted = isinstance(seen, Seen) and seen.ids is None and seen.text is None and said == "mismatch"
+    alone: Got = "other" if is_counted else _got(session, Call("POST", CHAT, body), expected)
     if isinstance(expected, Refused):
-        return Observation(case.name, "refused by the template", said, alone=alone, note=expected.message)
+        return Observation(case.name, "refused by the template", said, cause, alone)
     if said == "exact":
-        return Observation(case.name, "prompt", said, alone=alone, mode="native", served=alone)
-    call = ids_call(session.adapter.engine, body, expected)
-    if call is None:
+        return Observation(case.name, "prompt", said, "", alone, "native", alone)
+    given = session.adapter.given(session.backend, ENDPOINT, body, expected)
+    if given is None:
         return Observation(case.name, "prompt", said, cause, alone)
-    return Observation(case.name, "prompt", said, cause, alone, "tokens", _got(session, call, expected))
+    translated = given.translated
+    target, asked = (CHAT, given.body) if translated is None else (translated.target, translated.body)
+    return Observation(case.name, "prompt", said, cause, alone, given.mode, _served(session, target, asked, expected))
+
+
+def _served(session: Session, target: str, body: Body | None, expected: Prompt) -> Got:
+    assert body is not None
+    return _got(session, Call("POST", target, body), expected)
 
 
 def seen_by(session: Session, conversation: Conversation) -> Seen | Refused:
@@ -114,9 +130,7 @@ def _got(session: Session, call: Call, expected: Prompt | Refused) -> Got:
         given = session.given(call)
     except CallRefused:
         return "refuses"
-    if isinstance(expected, Refused):
-        return "other"
-    return "same" if is_of(expected, given) else "other"
+    return "same" if isinstance(expected, Prompt) and is_of(expected, given) else "other"
 
 
 def is_of(expected: Prompt, given: Seen) -> bool:
