@@ -60,8 +60,8 @@ def _in_folder(folder: Path, package: Path | None) -> Iterator[Found]:
     for _, said in ggufs:
         if said is not None:
             yield said
-    if (folder / MODELFILE).is_file() and (found := read_modelfile(folder / MODELFILE)) is not None:
-        yield found
+    if (folder / MODELFILE).is_file() and (written := read_modelfile(folder / MODELFILE)) is not None:
+        yield written
     for path in sorted(folder.glob("*.json")):
         if _is_lmdeploy(path):
             yield read_lmdeploy(path)
