@@ -53,6 +53,8 @@ SLEEP_LIMIT_S = 60.0
 """So long may an engine take to fall asleep: it copies its weights into the host's memory."""
 MEASURE_EVERY_S = 15.0
 """Between two looks at the memory a READY run takes."""
+NOTICED_IN_S = 1.0
+"""So soon is it noticed that a process has ended."""
 TAIL_LINES = 400
 """How far back a diagnosis looks: vLLM prints its root cause well above its last line."""
 
@@ -531,6 +533,8 @@ class Start:
         try:
             self.proof = await prover.prove(self._backend, self._adapter, spec, self._show_phase)
         except ProofFailed as failure:
+            # An engine that has died is noticed meanwhile, which ends this, and what it said last is the better reason.
+            await asyncio.sleep(NOTICED_IN_S)
             nothing = Parity(prompting.contract.hash, self._backend.engine)
             reason = f"That its prompts are the contract's could not be proven: {failure}."
             self.proof = Proof(nothing, {"contract_name": prompting.contract.name, "cases": []}, reason)

@@ -53,7 +53,7 @@ async def serve(wanted: CommandLine) -> int:
     signals = [signal.SIGINT] if wanted.process.ignore_sigterm else [signal.SIGINT, signal.SIGTERM]
     for number in signals:
         loop.add_signal_handler(number, _end, ended, 0)
-    server = await FakeServer(wanted.model, wanted.answers).listen(wanted.place)
+    server = await FakeServer(wanted.model, wanted.answers, wanted.prompts).listen(wanted.place)
     say("fake engine: listening")
     if wanted.process.exit_after_s is not None:
         loop.call_later(wanted.process.exit_after_s, _end, ended, 1)

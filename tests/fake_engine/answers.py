@@ -22,6 +22,9 @@ class Generation:
     is_streamed: bool
     include_usage: bool
     finish_reason: str
+    said: str = "word"
+    prompt_ids: tuple[int, ...] | None = None
+    """Shown in the answer, as vLLM does when it is asked to."""
 
     @property
     def text(self) -> str:
@@ -30,7 +33,7 @@ class Generation:
 
     def words(self) -> Iterator[str]:
         """The answer's tokens."""
-        return (f"word{number} " for number in range(self.tokens))
+        return (f"{self.said}{number} " for number in range(self.tokens))
 
     def usage(self) -> Json:
         """What the client is charged."""
@@ -41,7 +44,8 @@ class Generation:
         """The answer as one object."""
         content: Json = {"message": {"role": "assistant", "content": self.text}} if self.chat else {"text": self.text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": self.finish_reason}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": self.usage()}
+        ids = {"prompt_token_ids": list(self.prompt_ids)} if self.prompt_ids is not None else {}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": self.usage(), **ids}
 
     def opening(self) -> list[Json]:
         """Objects before the first token: a chat stream names the role first."""

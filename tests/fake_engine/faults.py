@@ -64,6 +64,24 @@ class AnswerFaults:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptFaults:
+    """The template and the tokenizer that an engine is told to use, and how it makes its prompts otherwise.
+
+    renders: another template. deaf_ends: its stop ids end nothing. takes_no_ids: finished prompts are passed over.
+    die_after: it ends, and stall_after: it answers no more, after so many calls of /tokenize.
+    """
+
+    template: Path | None
+    weights: Path | None
+    generation: Path | None
+    renders: Path | None
+    deaf_ends: bool
+    takes_no_ids: bool
+    die_after: int | None
+    stall_after: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class CommandLine:
     """Everything a fake engine is started with."""
 
@@ -71,6 +89,7 @@ class CommandLine:
     model: str
     process: ProcessFaults
     answers: AnswerFaults
+    prompts: PromptFaults
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--served-model-name", "--alias", dest="model", default="fake")
     _add_process_flags(p)
     _add_answer_flags(p)
+    _add_prompt_flags(p)
     return p
 
 
@@ -116,6 +136,17 @@ def _add_answer_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--status", type=int, metavar="CODE", help="answer generations with this error")
     p.add_argument("--error-shape", choices=("vllm", "lmdeploy", "string", "text"), default="vllm")
     p.add_argument("--require-key", default="", metavar="KEY", help="401 below /v1 without this bearer token")
+
+
+def _add_prompt_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--chat-template", type=Path, metavar="FILE", help="render with it, as vLLM does")
+    p.add_argument("--model", type=Path, dest="weights", metavar="DIR", help="where its tokenizer is")
+    p.add_argument("--generation-config", type=Path, metavar="DIR", help="where its stop ids are")
+    p.add_argument("--renders", type=Path, metavar="FILE", help="render with this template instead")
+    p.add_argument("--deaf-ends", action="store_true", help="stop at none of the stop ids")
+    p.add_argument("--takes-no-ids", action="store_true", help="render the messages beside a finished prompt")
+    p.add_argument("--die-after", type=int, metavar="N", help="end the process after so many calls of /tokenize")
+    p.add_argument("--stall-after", type=int, metavar="N", help="answer no /tokenize after so many")
 
 
 def command_line(arguments: Sequence[str]) -> CommandLine:
@@ -153,5 +184,15 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
             status=given.status,
             error_shape=given.error_shape,
             require_key=given.require_key,
+        ),
+        prompts=PromptFaults(
+            template=given.chat_template,
+            weights=given.weights,
+            generation=given.generation_config,
+            renders=given.renders,
+            deaf_ends=given.deaf_ends,
+            takes_no_ids=given.takes_no_ids,
+            die_after=given.die_after,
+            stall_after=given.stall_after,
         ),
     )

@@ -11,7 +11,8 @@ from tests.fake_engine import answers
 from tests.fake_engine.activity import Activity
 from tests.fake_engine.answers import Generation
 from tests.fake_engine.connection import Connection, Request
-from tests.fake_engine.faults import READINESS_MAX_TOKENS, AnswerFaults, Place
+from tests.fake_engine.faults import READINESS_MAX_TOKENS, AnswerFaults, Place, PromptFaults
+from tests.fake_engine.templated import PromptRefused, Templated
 
 CRASH_EXIT_CODE = 70
 
@@ -25,10 +26,16 @@ SLEEPING = {"/sleep": True, "/wake_up": False, "/wakeup": False}
 class FakeServer:
     """Answers for one model. `listen` to begin; it counts its generations in `activity`."""
 
-    def __init__(self, model: str, faults: AnswerFaults) -> None:
+    def __init__(self, model: str, faults: AnswerFaults, prompts: PromptFaults) -> None:
         self.activity = Activity()
         self._model = model
         self._faults = faults
+        self._prompts = prompts
+        self._tokenised = 0
+        self._templated = None
+        if prompts.template is not None and prompts.weights is not None:
+            template = prompts.renders or prompts.template
+            self._templated = Templated.read(template, prompts)
         self._is_asleep = False
 
     async def listen(self, place: Place) -> asyncio.Server:
@@ -64,6 +71,8 @@ class FakeServer:
         elif path == "/metrics":
             text = self.activity.as_metrics(self._model)
             await connection.send_whole(HTTPStatus.OK, text, content_type="text/plain; version=0.0.4")
+        elif path == "/version":
+            await connection.send_whole(HTTPStatus.OK, {"version": "fake"})
         elif path == "/is_sleeping":
             await connection.send_whole(HTTPStatus.OK, {"is_sleeping": self._is_asleep})
         elif path == "/__state":
@@ -73,10 +82,19 @@ class FakeServer:
 
     async def _answer_post(self, request: Request, connection: Connection) -> None:
         body = request.body
+        ids: list[int] | None = None
+        if self._templated is not None and request.path in (*GENERATING, "/tokenize"):
+            try:
+                ids = self._templated.ids(body)
+            except PromptRefused as refusal:
+                said = answers.error("vllm", HTTPStatus.BAD_REQUEST, str(refusal))
+                return await connection.send_whole(HTTPStatus.BAD_REQUEST, said)
         if request.path in GENERATING:
             if self._is_asleep:
                 return await connection.send_whole(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "asleep"})
             wanted = answers.generation(body, chat=GENERATING[request.path], chunks=self._faults.chunks)
+            if self._templated is not None and ids is not None:
+                wanted = self._templated.after(ids, wanted, body)
             if body.get("max_tokens") == READINESS_MAX_TOKENS and not self._faults.fault_probe:
                 return await self._send_faultless(wanted, connection)
             with self.activity.generation():
@@ -87,7 +105,8 @@ class FakeServer:
         elif request.path == "/v1/embeddings":
             await self._embed(request, connection)
         elif request.path == "/tokenize":
-            ids = answers.token_ids(body)
+            ids = answers.token_ids(body) if ids is None else ids
+            await self._tokenising()
             await connection.send_whole(HTTPStatus.OK, {"count": len(ids), "max_model_len": 4096, "tokens": ids})
         elif request.path == "/apply-template":
             prompt = "".join(f"{message.get('content', '')} " for message in body.get("messages", []))
@@ -95,6 +114,14 @@ class FakeServer:
         else:
             await connection.send_whole(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
         return None
+
+    async def _tokenising(self) -> None:
+        """The faults of /tokenize."""
+        self._tokenised += 1
+        if self._prompts.die_after is not None and self._tokenised > self._prompts.die_after:
+            os._exit(CRASH_EXIT_CODE)
+        if self._prompts.stall_after is not None and self._tokenised > self._prompts.stall_after:
+            await asyncio.Event().wait()
 
     async def _embed(self, request: Request, connection: Connection) -> None:
         if request.body.get("input") == "Hi" and not self._faults.fault_probe:  # the readiness probe of the adapters
