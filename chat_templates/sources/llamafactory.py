@@ -102,7 +102,7 @@ def _notes(given: _Given, template: SlotTemplate) -> Iterator[str]:
     if template.thoughts is not None and not template.thoughts.is_history_kept:
         yield (
             "thoughts of earlier answers are left out, as LLaMA-Factory's own chat does; a training on conversations of"
-            " several turns keeps them unless they are discarded there (mask_history)"
+            " several turns saw them, and an empty one where an answer had none, unless it set mask_history"
         )
     if template.thoughts is not None and template.thoughts.prefill:
         yield "trained without thinking: every prompt ends with an empty thought"
