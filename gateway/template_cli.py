@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,8 +15,18 @@ import typer
 from rich.markup import escape
 
 from backends.render_pool import RenderChildFailed, RenderPool, TemplateStopped
+from chat_templates.canonical import prompt_of
+from chat_templates.contract import Contract
+from chat_templates.contract_file import ContractInvalid, read_contract, tokenizer_folder
 from chat_templates.conversation import Conversation, ConversationInvalid
-from chat_templates.model_folder import DEFAULT, ModelFolderUnreadable, read_special_tokens, read_templates
+from chat_templates.messages import ruled
+from chat_templates.model_folder import (
+    DEFAULT,
+    TOKENIZER_FILE,
+    ModelFolderUnreadable,
+    read_special_tokens,
+    read_templates,
+)
 from chat_templates.parsing import TemplateUnreadable, read_template
 from chat_templates.rendering import Rendered, Renderer, TemplateBroken, TemplateRefused
 from chat_templates.tokenizing import TextUnencodable, Tokenizer
@@ -27,18 +38,25 @@ UNUSABLE = 2
 template_cli = typer.Typer(help="About chat templates.", no_args_is_help=True)
 
 
+TemplateOption = Annotated[
+    Path | None, typer.Option("--template", metavar="F", help="The Jinja file, or a model's folder that has one.")
+]
+ContractOption = Annotated[
+    Path | None, typer.Option("--contract", metavar="C", help="Instead of --template: a contract that import made.")
+]
+
+
 class Unusable(Exception):
     """A file or an option cannot be used; the message names it and says why."""
 
 
 @template_cli.command(short_help="Print the prompt a template makes.")
 def render(
-    template: Annotated[
-        Path, typer.Option("--template", metavar="F", help="The Jinja file, or a model's folder that has one.")
-    ],
     messages: Annotated[
         Path, typer.Option("--messages", metavar="M.json", help="A list of messages, or a chat request that has one.")
     ],
+    template: TemplateOption = None,
+    contract: ContractOption = None,
     tools: Annotated[Path | None, typer.Option("--tools", metavar="T.json", help="A list of tools.")] = None,
     var: Annotated[
         list[str] | None,
@@ -61,15 +79,11 @@ def render(
 ) -> None:
     """Print the prompt a template makes of a conversation, exactly as transformers 5.23 does, and its ids."""
     try:
-        loaded = None if tokenizer is None else Tokenizer.read(tokenizer)
+        source = one_of(template, contract)
         given_messages, given_tools = read_conversation(messages, tools)
-        renderer = Renderer(
-            _templates(template),
-            variables=read_variables(var or ()),
-            special_tokens=_special_tokens(template, loaded),
-            clock=now,
-        )
-    except (Unusable, ModelFolderUnreadable, TemplateUnreadable, ConversationInvalid) as problem:
+        prompting = _of_template if contract is None else _of_contract
+        asked = prompting(source, read_variables(var or ()), tokenizer, now)
+    except (Unusable, ModelFolderUnreadable, TemplateUnreadable, ConversationInvalid, ContractInvalid) as problem:
         _fail(str(problem), UNUSABLE)
     conversation = Conversation(
         given_messages,
@@ -77,12 +91,64 @@ def render(
         add_generation_prompt=generation_prompt and not continue_final,
         continue_final_message=continue_final,
     )
-    rendered = _rendered(renderer, conversation, template, messages)
+    rendered = _rendered(asked, conversation, source, messages)
     try:
-        ids = None if loaded is None else loaded.encode(rendered.text)
+        ids = None if asked.tokenizer is None else asked.tokenizer.encode(rendered.text)
         _print(rendered, ids, as_json)
     except (TextUnencodable, UnicodeEncodeError) as problem:
         _fail(f"{messages}: the prompt cannot be written: {problem}")
+
+
+def one_of(template: Path | None, contract: Path | None) -> Path:
+    """Whichever of the two is named. Raises Unusable where it is both or none."""
+    if template is not None and contract is not None:
+        raise Unusable("--template and --contract: name one of them; a contract has its template with it")
+    if (source := template or contract) is None:
+        raise Unusable("--template is missing: name a Jinja file or a model's folder, or a contract with --contract")
+    return source
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What renders. contract: whose rules messages are put under first; None without."""
+
+    renderer: Renderer
+    tokenizer: Tokenizer | None
+    contract: Contract | None = None
+
+    def ruled(self, conversation: Conversation) -> Conversation:
+        """*conversation* as the template is given it. Raises ConversationInvalid."""
+        if self.contract is None:
+            return conversation
+        return ruled(self.contract.messages, conversation, self.contract.tokenizer.special_tokens.values())
+
+    def whole(self, rendered: Rendered) -> Rendered:
+        """With the BOS, where the contract leaves that to the tokenizer."""
+        if self.contract is None:
+            return rendered
+        return replace(rendered, text=prompt_of(self.contract, rendered.text, None).text)
+
+
+def _of_template(template: Path, variables: Mapping[str, Any], tokenizer: Path | None, now: datetime | None) -> _Asked:
+    loaded = None if tokenizer is None else Tokenizer.read(tokenizer)
+    tokens = _special_tokens(template, loaded)
+    return _Asked(Renderer(_templates(template), variables=variables, special_tokens=tokens, clock=now), loaded)
+
+
+def _of_contract(path: Path, variables: Mapping[str, Any], tokenizer: Path | None, now: datetime | None) -> _Asked:
+    contract = read_contract(path)
+    if fixed := sorted(variables.keys() - set(contract.free)):
+        free = ", ".join(contract.free) or "none"
+        raise Unusable(f"--var {fixed[0]}: {path} does not leave it to requests; it leaves them: {free}")
+    if now is not None and not contract.is_time_dependent:
+        raise Unusable(f"--now: {path} has no live clock, so no prompt of it depends on the time")
+    folder = tokenizer or tokenizer_folder(path)
+    loaded = None if folder is None else Tokenizer.read(folder)
+    if loaded is not None and contract.tokenizer.sha256 not in ("", loaded.sha256):
+        raise Unusable(f"{folder}: is not the tokenizer of {path}: the SHA-256 of its {TOKENIZER_FILE} differs")
+    renderer = contract.renderer()
+    renderer = replace(renderer, variables={**renderer.variables, **variables}, clock=now or renderer.clock)
+    return _Asked(renderer, loaded, contract)
 
 
 def _templates(path: Path) -> Mapping[str, str]:
@@ -142,9 +208,9 @@ def read_variables(given: Sequence[str]) -> dict[str, Any]:
     return variables
 
 
-def _rendered(renderer: Renderer, conversation: Conversation, template: Path, messages: Path) -> Rendered:
+def _rendered(asked: _Asked, conversation: Conversation, template: Path, messages: Path) -> Rendered:
     try:
-        return asyncio.run(_render(renderer, conversation))
+        return asked.whole(asyncio.run(_render(asked.renderer, asked.ruled(conversation))))
     except TemplateRefused as problem:
         _fail(f"{template}: refuses this conversation: {problem}")
     except TemplateBroken as problem:

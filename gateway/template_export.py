@@ -10,37 +10,47 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
 
 from backends.render_pool import RenderChildFailed, RenderPool, TemplateStopped
 from chat_templates.battery import FEATURES, Feature
+from chat_templates.contract_file import ContractInvalid, read_contract, tokenizer_folder
 from chat_templates.conversation import Conversation, ConversationInvalid
 from chat_templates.derivation import CARRIED
 from chat_templates.exporting import EXPORTS, Export, Order
 from chat_templates.forms.gguf_file import special_tokens as gguf_special_tokens
 from chat_templates.forms.ignored import is_gguf
-from chat_templates.model_folder import DEFAULT, ModelFolderUnreadable, read_special_tokens, read_templates
+from chat_templates.model_folder import (
+    DEFAULT,
+    TOKENIZER_FILE,
+    ModelFolderUnreadable,
+    read_special_tokens,
+    read_templates,
+)
 from chat_templates.parsing import TemplateUnreadable, read_template
 from chat_templates.refusals import ACCEPTABLE, CannotDerive, Refusal, Unwritable
 from chat_templates.rendering import Rendered, Renderer
 from chat_templates.tokenizing import Tokenizer
 from gateway import console
 from gateway.command_line import PROBLEMS, UNUSABLE, JsonOption, fail
-from gateway.template_cli import Unusable, read_variables
+from gateway.template_cli import ContractOption, TemplateOption, Unusable, one_of, read_variables
 
 Target = Enum("Target", {name: name for name in EXPORTS})  # type: ignore[misc] # its members are what EXPORTS has
 Acceptable = Enum("Acceptable", {code: code for code in sorted(ACCEPTABLE)})  # type: ignore[misc] # as above
 Need = Enum("Need", {name: name for name in FEATURES})  # type: ignore[misc] # as above
 
+UNUSABLE_FILES = (
+    Unusable, Unwritable, ModelFolderUnreadable, TemplateUnreadable, ConversationInvalid, ContractInvalid,
+)  # fmt: skip
+
 
 def export(
-    template: Annotated[
-        Path, typer.Option("--template", metavar="F", help="The Jinja file, or a model's folder that has one.")
-    ],
     to: Annotated[Target, typer.Option("--to", help="The form.")],
+    template: TemplateOption = None,
+    contract: ContractOption = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="X", help="The model it is for: a folder, or a GGUF file.")
     ] = None,
@@ -78,13 +88,14 @@ def export(
             return runner.run(pool.render(renderer, conversation))
 
         try:
-            loaded = None if tokenizer is None else Tokenizer.read(tokenizer)
-            renderer = Renderer(
-                _templates(template),
-                variables=read_variables(var or ()),
-                special_tokens=_special_tokens(template, weights, loaded),
-                clock=now,
-            )
+            source = one_of(template, contract)
+            chosen = read_variables(var or ())
+            if contract is None:
+                loaded = None if tokenizer is None else Tokenizer.read(tokenizer)
+                tokens = _special_tokens(source, weights, loaded)
+                renderer = Renderer(_templates(source), variables=chosen, special_tokens=tokens, clock=now)
+            else:
+                renderer, loaded, stop = _contracted(contract, chosen, tokenizer, now, stop)
             order = Order(
                 renderer,
                 render,
@@ -102,15 +113,32 @@ def export(
             _tell(problem.refusal, as_json)
             raise typer.Exit(PROBLEMS) from problem
         except TemplateStopped as problem:
-            fail(f"{template}: was stopped: {problem}")
+            fail(f"{template or contract}: was stopped: {problem}")
         except RenderChildFailed as problem:
             fail(str(problem))
-        except (Unusable, Unwritable, ModelFolderUnreadable, TemplateUnreadable, ConversationInvalid) as problem:
+        except UNUSABLE_FILES as problem:
             fail(str(problem), UNUSABLE)
         except OSError as problem:
             fail(f"{problem.filename or out}: {problem.strerror}", UNUSABLE)
         finally:
             runner.run(pool.close())
+
+
+def _contracted(
+    path: Path, variables: Mapping[str, Any], tokenizer: Path | None, now: datetime | None, stops: list[str] | None
+) -> tuple[Renderer, Tokenizer | None, list[str]]:
+    """Of the contract in *path*: its renderer, its tokenizer, and the texts at which answers end. Raises Unusable."""
+    contract = read_contract(path)
+    if variables or now is not None:
+        raise Unusable("--contract: it says itself what is pinned and what the clock tells; leave out --var and --now")
+    folder = tokenizer or tokenizer_folder(path)
+    loaded = None if folder is None else Tokenizer.read(folder)
+    if loaded is not None and contract.tokenizer.sha256 not in ("", loaded.sha256):
+        raise Unusable(f"{folder}: is not the tokenizer of {path}: the SHA-256 of its {TOKENIZER_FILE} differs")
+    if contract.is_time_dependent:
+        raise Unusable(f"{path}: its clock is live, and an exported template tells one date; import it with --clock")
+    ends = [] if loaded is None else loaded.pieces(contract.stop.token_ids)
+    return contract.renderer(), loaded, stops or [*filter(None, ends), *contract.stop.strings]
 
 
 def _templates(path: Path) -> Mapping[str, str]:

@@ -55,8 +55,8 @@ def _collected(source: str, package: Path | None) -> list[Found]:
 def _in_folder(folder: Path, package: Path | None) -> Iterator[Found]:
     ggufs = [(path, read_gguf(path)) for path in sorted(folder.glob("*.gguf"))]
     bare = [_BARE.format(path=path) for path, said in ggufs if said is None]
-    for found in read_folder(folder):
-        yield replace(found, notes=(*found.notes, *bare))
+    for exported in read_folder(folder):
+        yield replace(exported, notes=(*exported.notes, *bare))
     for _, said in ggufs:
         if said is not None:
             yield said

@@ -10,9 +10,10 @@ import pytest
 
 from chat_templates.contract_file import read_contract, tokenizer_folder
 from chat_templates.conversation import Conversation
+from chat_templates.rendering import Renderer
 from chat_templates.tokenizing import Tokenizer
 from tests.gateways import environment, unigate
-from tests.oracle.folders import OWN, model_folder
+from tests.oracle.folders import CONFIGURATIONS, OWN, model_folder
 from tests.unit.chat_templates.test_derivation import CHATML
 from tests.unit.chat_templates.test_forms import DEFAULT_SYSTEM
 from tests.unit.chat_templates.test_gguf_file import gguf_file
@@ -254,3 +255,69 @@ def test_two_are_compared(work: Path) -> None:
 def _question() -> Conversation:
 
     return Conversation([{"role": "user", "content": "Why?"}])
+
+
+def test_a_contracts_prompt_is_rendered(work: Path) -> None:
+    """render --contract puts the conversation under the contract's rules, and takes no variable that it has pinned."""
+    put(work, "chat_template.jinja", THINKING)
+    assert run(work, "import", "export", "--var", "enable_thinking=false", "--name", "quiet").returncode == 0
+    assert run(work, "import", "export", "--free", "enable_thinking", "--name", "open").returncode == 0
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    (work / "m.json").write_text(json.dumps([{"role": "user", "content": parts}]))
+    asked = "<|im_start|>user\none\ntwo<|im_end|>\n<|im_start|>assistant\n"
+    thought = "<think>\n\n</think>\n\n"
+    said = json.loads(run(work, *rendered("quiet"), "--json").stdout)
+    assert said["text"] == asked + thought
+    assert said["ids"] == Tokenizer.read(work / "export").encode(said["text"])
+    assert json.loads(run(work, *rendered("open"), "--json").stdout)["text"] == asked
+    said = json.loads(run(work, *rendered("open"), "--var", "enable_thinking=false", "--json").stdout)
+    assert said["text"] == asked + thought
+    for words, complaint in [
+        (("--var", "enable_thinking=true"), "does not leave it to requests; it leaves them: none"),
+        (("--now", "2024-07-26"), "has no live clock"),
+        (("--template", "export"), "name one of them"),
+    ]:
+        done = run(work, *rendered("quiet"), *words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert complaint in " ".join(done.stderr.split())
+
+
+def rendered(name: str) -> tuple[str, ...]:
+    """The words that render m.json under a contract."""
+    return ("render", "--contract", f"{name}.contract.yaml", "--messages", "m.json")
+
+
+def test_a_contract_is_exported_as_it_is_pinned(work: Path) -> None:
+    """export --contract writes what the contract pins into the template, and its ends into a Modelfile."""
+    model_folder(work / "export", CONFIGURATIONS["tokens without a name"])
+    put(work, "chat_template.jinja", THINKING)
+    assert run(work, "import", "export", "--var", "enable_thinking=false", "--name", "quiet").returncode == 0
+    words = ("export", "--contract", "quiet.contract.yaml")
+    done = run(work, *words, "--to", "vllm")
+    assert done.returncode == 0, done.stderr
+    renderer = Renderer.of(done.stdout)
+    prompt = renderer.render(Conversation([{"role": "user", "content": "a"}])).text
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    done = run(work, *words, "--to", "ollama", "--weights", str(gguf_file(work / "m.gguf")), "--no-add-bos")
+    assert 'PARAMETER stop "<|im_end|>"' in done.stdout, done.stderr
+    done = run(work, *words, "--to", "vllm", "--var", "enable_thinking=true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "it says itself what is pinned" in " ".join(done.stderr.split())
+
+
+def test_a_name_of_the_catalog_is_imported(work: Path) -> None:
+    """Where a fine-tune came without its template, one of the catalog's is made its contract."""
+    file = work / str(made(work, "catalog:chatml", "--tokenizer", "export")["file"])
+    contract = read_contract(file)
+    assert (contract.source, tokenizer_folder(file)) == ("catalog:chatml", work / "tune.tokenizer")
+    assert contract.renderer().render(_question()).text.startswith("<|im_start|>user\n")
+    # and an export can be held against it
+    assert run(work, "diff", "export", "catalog:chatml").returncode == 0
+
+
+def test_what_diff_does_not_compare_is_told(work: Path) -> None:
+    """A folder whose sources disagree is compared by the one transformers reads, and the others are named."""
+    configured(work, DEFAULT_SYSTEM)
+    done = run(work, "diff", "export", "export/chat_template.jinja")
+    assert done.returncode == 0
+    assert "jinja is compared, tokenizer_config not" in " ".join(done.stderr.split())
