@@ -75,9 +75,8 @@ def _cases(cases: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     yield f"  the engine's own prompts of {len(cases)} conversations: {counted}", ""
     for case in cases:
         if case["verdict"] == "mismatch":
-            where = f" at token {case['first_token']}" if case.get("first_token") is not None else ""
-            yield f"    {case['case']:{CAUSE_WIDTH}} {case['cause'] or 'unknown'}{where}", STYLES["mismatch"]
-            yield from ((f"      {line}", "") for line in case["lines"])
+            yield f"    {case['case']:{CAUSE_WIDTH}} {case['cause'] or 'unknown'}", STYLES["mismatch"]
+            yield from ((f"      {line}", "") for text in case["lines"] for line in text.split("\n"))
     refused = [case["case"] for case in cases if case["verdict"] == "refused"]
     if refused:
         yield f"    refused by the contract, and so by the gateway: {', '.join(refused)}", "dim"

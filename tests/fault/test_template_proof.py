@@ -12,12 +12,14 @@ import pytest
 from chat_templates.contract import Contract, Stop, TokenizerFacts
 from chat_templates.contract_file import write_contract
 from chat_templates.tokenizing import Tokenizer
-from tests.gateways import Gateway, fake_model, running_gateway, unigate, weights_in
+from tests.gateways import START_S, Gateway, fake_model, running_gateway, unigate, until, weights_in
 from tests.oracle.folders import OWN, model_folder
 
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
-    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}</s>\n{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}</s>\n"
+    "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 WITHOUT_GENERATION_PROMPT = CHATML[: CHATML.index("{% if add_generation_prompt")]
 END = 2
@@ -70,11 +72,13 @@ def test_another_template_fails_the_start(tmp_path: Path) -> None:
         backend = gateway.backend("m")
         assert backend["diagnosis"]["code"] == "template_mismatch"
         assert backend["diagnosis"]["permanent"]
-        assert "such as user (" in backend["diagnosis"]["reason"]
+        assert "such as user (missing_generation_prompt)" in backend["diagnosis"]["reason"]
         assert "unigate template verify" in backend["diagnosis"]["advice"]
         assert backend["pid"] is None
         assert proof_of(gateway)["unproven"]
-        refused = gateway.ask("POST", "/v1/chat/completions", json={"model": "m", "messages": []})
+        refused = gateway.ask(
+            "POST", "/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+        )
         assert "The engine's prompts are not those of the contract" in refused.text
 
 
@@ -150,8 +154,8 @@ def test_an_engine_that_dies_while_it_is_proven(tmp_path: Path) -> None:
 
 def test_a_stop_while_it_is_proven(tmp_path: Path) -> None:
     """An engine that hangs in its proof is shown with how far that is, and stops when it is told to."""
-    with running_gateway(tmp_path, {"m": model(tmp_path, "stall-after=300")}, is_ready=False) as gateway:
-        gateway.until_logged("proving the template")
+    with running_gateway(tmp_path, {"m": model(tmp_path, "stall-after=370")}, is_ready=False) as gateway:
+        until(lambda: " of 42" in gateway.backend("m")["phase"], START_S, "how far the proof is")
         assert gateway.backend("m")["state"] == "starting"
         gateway.ask("POST", "/admin/backends/m/unload?wait_s=20")
         assert gateway.backend("m")["state"] == "stopped"
@@ -172,4 +176,4 @@ def test_verify_asks_a_running_gateway(tmp_path: Path) -> None:
         assert [entry["backend"] for entry in json.loads(bad.stdout)] == ["good", "bad"]
         unknown = unigate(*words, "--model", "goood", cwd=tmp_path, environ=gateway.environ)
         assert unknown.returncode == 2
-        assert "did you mean good" in unknown.stderr
+        assert 'did you mean "good"' in unknown.stderr
