@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from backends.devices import Device
 from backends.lifecycle import Event, State
 from backends.status import BackendStatus, Transition
+from chat_templates.battery import FEATURES
 from gateway import __version__
 from gateway.observation import STATUS_CLIENT_GONE, Observation
 
@@ -124,6 +125,10 @@ class Metrics:
             "unigate_contract_info", "1 for the contract that a model is served under; its hash is in the label.",
             ("model", "hash"), registry=registry,
         )  # fmt: skip
+        self._parity = Gauge(
+            "unigate_template_parity", "1 for a kind of conversation that is proven to get the contract's prompt.",
+            (*model, "feature"), registry=registry,
+        )  # fmt: skip
         self._prompt_mode = Counter(
             "unigate_prompt_mode", "Chats under a contract, by who made the prompt: native, tokens, text, unproven.",
             (*model, "mode"), registry=registry,
@@ -133,7 +138,7 @@ class Metrics:
 
     def exposition(self, devices: Iterable[Device] = ()) -> bytes:
         """All metrics in the Prometheus text format, with the memory of *devices* as it was just read."""
-        for gauge in (self._queue_depth, self._leases, self._backend_state, self._memory_claimed):
+        for gauge in (self._queue_depth, self._leases, self._backend_state, self._memory_claimed, self._parity):
             gauge.clear()  # of backends that are gone
         self._forget_removed()
         for device in devices:
@@ -141,7 +146,10 @@ class Metrics:
                 used = device.total_bytes - device.free_bytes
                 self._gpu_memory.labels(str(device.index), "used").set(used)
                 self._gpu_memory.labels(str(device.index), "free").set(device.free_bytes)
-        for status in self._statuses():
+        statuses = list(self._statuses())
+        for (name, engine, feature), is_proven in _parity(statuses).items():
+            self._parity.labels(name, engine, feature).set(is_proven)
+        for status in statuses:
             labels = (status.model, status.engine, status.name)
             self._queue_depth.labels(*labels).set(status.waiting)
             self._leases.labels(*labels).set(status.leases)
@@ -224,6 +232,17 @@ class Metrics:
             self._swaps.labels(*labels, "sleep" if change.after is State.SLEEPING else "stop").inc()
         if change.event is Event.BACKOFF_ELAPSED:
             self._backend_restarts.labels(*labels, reason).inc()
+
+
+def _parity(statuses: Iterable[BackendStatus]) -> Mapping[tuple[str, str, str], bool]:
+    """Whether each feature of each model is proven, which it is where it is on every replica that was asked."""
+    proven: dict[tuple[str, str, str], bool] = {}
+    for status in statuses:
+        if status.parity is not None:
+            for feature in FEATURES:
+                label = (status.model, status.engine, feature)
+                proven[label] = proven.get(label, True) and bool(status.parity.modes.get(feature))
+    return proven
 
 
 _FAILURES = (Event.CRASHED, Event.REJECTED, Event.START_TIMED_OUT, Event.BECAME_UNHEALTHY)

@@ -10,6 +10,7 @@ from backends.devices import HOST, Device
 from backends.diagnosis import Diagnosis
 from backends.lifecycle import TRANSITIONS, Event, State
 from backends.status import BackendStatus, Transition
+from chat_templates.parity import Parity
 from gateway.metrics import Metrics
 from gateway.observation import STATUS_CLIENT_GONE, Observation
 
@@ -201,3 +202,18 @@ def test_two_gateways_in_one_process_count_apart() -> None:
     at = {"model": "qwen", "endpoint": "/v1/completions", "code": "200"}
     assert value(one, "unigate_requests_total", **at) == 1
     assert value(other, "unigate_requests_total", **at) is None
+
+
+def test_what_is_proven_of_prompts() -> None:
+    """A feature is 1 where it is proven in any way on every replica that was asked for its prompts, else 0."""
+    whole = Parity("h", "vllm", {"text": ("native", "tokens"), "tools": ("native",)})
+    part = Parity("h", "vllm", {"text": ("tokens",)})
+    statuses = [status(parity=whole), status(name="qwen#2", parity=part), status(name="qwen#3", parity=None)]
+    metrics = Metrics(lambda: statuses)
+    metrics.exposition()
+    assert value(metrics, "unigate_template_parity", **MODEL, feature="text") == 1
+    assert value(metrics, "unigate_template_parity", **MODEL, feature="tools") == 0
+    assert value(metrics, "unigate_template_parity", **MODEL, feature="prefill") == 0
+    statuses[:] = [status()]
+    metrics.exposition()
+    assert value(metrics, "unigate_template_parity", **MODEL, feature="text") is None
