@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chat_templates.conversation import Conversation
 from chat_templates.rendering import Renderer, TemplateRefused
@@ -64,6 +66,20 @@ def test_the_jinja_writes_the_same(name: str) -> None:
     found = list(compared(name, STYLES[name]))
     assert len(found) > 20
     assert [one.case for one in found if one.jinja != one.running] == []
+
+
+NODES = {name: parse(text) for name, text in STYLES.items()}
+RENDERERS = {name: Renderer.of(jinja_of(nodes, "Be kind.")) for name, nodes in NODES.items()}
+TEXTS = st.text(st.sampled_from("aä🕷\n \t'\"\\{}%"), max_size=6)
+ROLES = st.sampled_from(["system", "user", "assistant"])
+MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXTS}), min_size=1, max_size=7)
+
+
+@given(st.sampled_from(sorted(STYLES)), MESSAGES)
+def test_the_jinja_writes_the_same_of_any_messages(name: str, messages: list[dict[str, str]]) -> None:
+    """In whatever order of roles, with a system message of the Modelfile's, and texts with anybody's signs in them."""
+    text = RENDERERS[name].render(Conversation(messages)).text
+    assert text == chat_text(NODES[name], messages, "Be kind.")
 
 
 @pytest.mark.parametrize(
