@@ -11,41 +11,45 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from backends.adapter import Body, Call
+from backends.adapter import Call
 from backends.prompting import CallRefused, SeePlan
 from backends.seen import CHAT, body_of
 from chat_templates.battery import CASES, Case
+from chat_templates.comparison import Context, compare
 from chat_templates.contract import Contract
 from chat_templates.conversation import Conversation, ConversationInvalid
 from chat_templates.messages import ruled
 from chat_templates.parity import Mode
 from chat_templates.prompts import Prompt, Refused, Seen
-from chat_templates.rendering import TemplateBroken, TemplateRefused
+from chat_templates.rendering import Renderer, TemplateBroken, TemplateRefused
 from chat_templates.tokenizing import Tokenizer
 from tests.parity.hosts import NotStarted, Session
-from tests.parity.stand_in import Said, compared
 
+Said = Literal["exact", "count", "mismatch", "refuses", "nothing"]
+"""What an engine's own account of a prompt comes to. count: only the number of ids is known, and right. refuses: it has
+none. nothing: it shows none of its prompts."""
 Wanted = Literal["prompt", "refused by the template", "refused by the rules"]
 Got = Literal["", "same", "other", "refuses"]
 """What the model was given: the contract's prompt, another, nothing because the engine refused; empty: not asked."""
 
 ENDPOINT = "chat/completions"
 
+NOTHING_TO_NAME = Context(Renderer({}))
+"""Nothing with which a cause could be looked for: `naming` does that when all is observed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One case. wanted: what the contract says. said: what the engine says; cause: of a mismatch.
-
-    said: ``count`` where only the number of ids is known, and right; ``refuses`` where the engine shows no prompt.
-    alone: what the model got of the engine's own rendering. mode: how the gateway serves it, empty where it refuses.
-    served: what the model got then.
+    """One case. wanted: what the contract says. said: what the engine says. alone: what the model got of the engine's
+    own rendering. other: the ids of that, where they are not the contract's; empty where they are not known.
+    mode: how the gateway serves it, empty where it refuses. served: what the model got then.
     """
 
     case: str
     wanted: Wanted
     said: Said
-    cause: str = ""
     alone: Got = ""
+    other: tuple[int, ...] = ()
     mode: Mode | Literal[""] = ""
     served: Got = ""
 
@@ -63,7 +67,7 @@ def observations(
         expected = expected_of(session.contract, tokenizer, conversation)
         if isinstance(session, NotStarted):
             wanted: Wanted = "prompt" if isinstance(expected, Prompt) else "refused by the template"
-            yield Observation(case.name, wanted, "refuses", "engine_does_not_start")
+            yield Observation(case.name, wanted, "refuses")
         else:
             yield _observed(session, case, conversation, expected)
 
@@ -80,32 +84,42 @@ def expected_of(contract: Contract, tokenizer: Tokenizer, conversation: Conversa
 def _observed(session: Session, case: Case, conversation: Conversation, expected: Prompt | Refused) -> Observation:
     body = body_of(session.backend, conversation)
     seen = seen_by(session, conversation)
-    said, cause = compared(seen, expected)
-    # a number of tokens comes of the chat endpoint itself: where it is wrong, no more need be asked
-    is_counted = isinstance(seen, Seen) and seen.ids is None and seen.text is None and said == "mismatch"
-    alone: Got = "other" if is_counted else _got(session, Call("POST", CHAT, body), expected)
+    said = account(case, expected, seen)
+    alone, given = _got(session, Call("POST", CHAT, body), expected)
     if isinstance(expected, Refused):
-        return Observation(case.name, "refused by the template", said, cause, alone)
+        return Observation(case.name, "refused by the template", said, alone)
     if said == "exact":
-        return Observation(case.name, "prompt", said, "", alone, "native", alone)
-    given = session.adapter.given(session.backend, ENDPOINT, body, expected)
-    if given is None:
-        return Observation(case.name, "prompt", said, cause, alone)
-    translated = given.translated
-    target, asked = (CHAT, given.body) if translated is None else (translated.target, translated.body)
-    return Observation(case.name, "prompt", said, cause, alone, given.mode, _served(session, target, asked, expected))
+        return Observation(case.name, "prompt", said, alone, mode="native", served=alone)
+    known = [one.ids for one in (seen, given) if isinstance(one, Seen) and one.ids not in (None, expected.ids)]
+    other = (known[0] or ()) if known else ()
+    finished = session.adapter.given(session.backend, ENDPOINT, body, expected)
+    if finished is None:
+        return Observation(case.name, "prompt", said, alone, other)
+    translated = finished.translated
+    target, asked = (CHAT, finished.body) if translated is None else (translated.target, translated.body)
+    served, _ = _got(session, Call("POST", target, asked), expected)
+    return Observation(case.name, "prompt", said, alone, other, finished.mode, served)
 
 
-def _served(session: Session, target: str, body: Body | None, expected: Prompt) -> Got:
-    assert body is not None
-    return _got(session, Call("POST", target, body), expected)
+def account(case: Case, expected: Prompt | Refused, seen: Seen | Refused | None) -> Said:
+    """What *seen* comes to. Which prompts are the same is the proof's own comparison to say."""
+    if seen is None:
+        return "nothing"
+    if isinstance(seen, Refused):
+        return "refuses"
+    if isinstance(expected, Refused):
+        return "mismatch"
+    comparison = compare(case, expected, seen, NOTHING_TO_NAME)
+    if comparison.verdict != "exact":
+        return "mismatch"
+    return "count" if comparison.basis == "count" else "exact"
 
 
-def seen_by(session: Session, conversation: Conversation) -> Seen | Refused:
-    """What the engine says of *conversation*, by its adapter's plan."""
+def seen_by(session: Session, conversation: Conversation) -> Seen | Refused | None:
+    """What the engine says of *conversation*, by its adapter's plan; None where it has none."""
     plan = session.adapter.see(session.backend, conversation)
     try:
-        return Seen() if plan is None else _driven(plan, session)
+        return None if plan is None else _driven(plan, session)
     except CallRefused as problem:
         return Refused(str(problem))
 
@@ -125,12 +139,12 @@ def _driven(plan: SeePlan, session: Session) -> Seen:
         return seen
 
 
-def _got(session: Session, call: Call, expected: Prompt | Refused) -> Got:
+def _got(session: Session, call: Call, expected: Prompt | Refused) -> tuple[Got, Seen | None]:
     try:
         given = session.given(call)
     except CallRefused:
-        return "refuses"
-    return "same" if isinstance(expected, Prompt) and is_of(expected, given) else "other"
+        return "refuses", None
+    return ("same" if isinstance(expected, Prompt) and is_of(expected, given) else "other"), given
 
 
 def is_of(expected: Prompt, given: Seen) -> bool:

@@ -52,7 +52,7 @@ def rows(found: Published) -> list[str]:
         f" ({', '.join(f'{_number(count)} {kind}' for kind, count in sorted(found.renderings.items()))}).",
         "",
         "**Derived forms.** The same templates in the languages of engines that do not read Jinja. What is called exact"
-        " was rendered again by a second implementation of the language; what that made otherwise is a silent mismatch.",
+        " was rendered again by a second implementation of the language; what that makes otherwise is silent.",
         "",
         f"| | {' | '.join(FORMS.values())} |",
         f"|---|{'---:|' * len(FORMS)}",

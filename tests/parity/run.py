@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from chat_templates.tokenizing import Tokenizer
 from tests.parity.contracts import contract_of
 from tests.parity.corpus import Template
 from tests.parity.hosts import SESSIONS
+from tests.parity.naming import cause_of
 from tests.parity.observation import Observation, observations
 from tests.parity.records import Records
 from tests.parity.weights import cut_folder
@@ -20,11 +22,12 @@ from tests.parity.weights import cut_folder
 
 @dataclass(slots=True)
 class Results:
-    """What was observed, by engine and template."""
+    """What was observed, by engine and template. causes: by engine, how often each made another prompt."""
 
     templates: Sequence[Template]
     cases: Sequence[Case] = CASES
     observed: dict[tuple[str, Template], Sequence[Observation]] = field(default_factory=dict)
+    causes: dict[str, Counter[str]] = field(default_factory=dict)
 
     def of(self, engine: str) -> Iterator[tuple[Template, Sequence[Observation]]]:
         """Those of *engine*, in the order of the templates."""
@@ -56,7 +59,20 @@ def run(
                 results.observed[engine, template] = observed
                 if records is not None:
                     records.write(engine, contracts[template], observed)
+        results.causes[engine] = _causes(results, engine, contracts, tokenizer)
     return results
+
+
+def _causes(
+    results: Results, engine: str, contracts: Mapping[Template, Contract], tokenizer: Tokenizer
+) -> Counter[str]:
+    cases = {case.name: case for case in results.cases}
+    return Counter(
+        cause
+        for template, observed in results.of(engine)
+        for one in observed
+        if (cause := cause_of(one, cases[one.case], contracts[template], tokenizer))
+    )
 
 
 def _observed(

@@ -75,10 +75,6 @@ def alone(results: Results, engines: Sequence[Engine]) -> Iterator[str]:
         (sum(one.wanted != "prompt" for one in wrong[engine.key]) for engine in engines),
     )
     yield _row(
-        "of those, as many tokens as the right prompt has",
-        (sum(one.said == "count" for one in wrong[engine.key]) for engine in engines),
-    )
-    yield _row(
         "taken for a mismatch, and none (served by ids all the same)",
         (sum(map(is_false_alarm, of[engine.key])) for engine in engines),
     )
@@ -86,7 +82,7 @@ def alone(results: Results, engines: Sequence[Engine]) -> Iterator[str]:
 
 def by_cause(results: Results, engines: Sequence[Engine]) -> Iterator[str]:
     """Of what the engines' own accounts differ in."""
-    counts = {engine.key: Counter(one.cause for one in _of(results, engine) if one.cause) for engine in engines}
+    counts = {engine.key: results.causes.get(engine.key, Counter()) for engine in engines}
     total: Counter[str] = sum(counts.values(), Counter())
     yield f"| cause | {' | '.join(engine.name for engine in engines)} |"
     yield f"|---|{'---:|' * len(engines)}"
