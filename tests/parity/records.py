@@ -15,10 +15,26 @@ from gateway.starter_model import default_cache_dir
 from tests.engines.environment import ROOT
 from tests.parity.observation import Observation
 
-_DECIDING = ("chat_templates/*.py", "chat_templates/forms/*.py", "backends/*.py", "backends/engines/*.py")
-_NAMING = frozenset({"causes.py", "comparison.py", "proof.py"})
-_DECIDING_HERE = ("tests/parity/observation.py", "tests/parity/hosts.py", "tests/parity/contracts.py")
-_PINS = ("requirements/*.txt",)
+_DECIDING = (
+    "backends/engines/*.py",
+    "backends/completion_as_chat.py",
+    "backends/contract_texts.py",
+    "backends/seen.py",
+    "chat_templates/battery.py",
+    "chat_templates/conversation.py",
+    "chat_templates/forms/one_jinja.py",
+    "chat_templates/forms/pinned_jinja.py",
+    "chat_templates/messages.py",
+    "chat_templates/rendering.py",
+    "chat_templates/rules.py",
+    "chat_templates/tokenizing.py",
+    "requirements/dev.txt",
+    "requirements/engine-*.txt",
+    "tests/parity/contracts.py",
+    "tests/parity/hosts.py",
+    "tests/parity/observation.py",
+)
+"""What prompts depend on, and how they are observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +70,9 @@ def default_folder() -> Path:
 
 @cache
 def code_digest() -> str:
-    """Twelve hexadecimal digits of the code that decides, but for that which only gives names, and of the pins."""
+    """Twelve hexadecimal digits of all of that."""
     digest = hashlib.sha256()
-    for pattern in (*_DECIDING, *_DECIDING_HERE, *_PINS):
+    for pattern in _DECIDING:
         for path in sorted(ROOT.glob(pattern)):
-            if path.name in _NAMING:
-                continue
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

