@@ -66,7 +66,8 @@ class Disagreement:
         for voice, said in ((self.one, one), (self.other, other)):
             text = around(said.text, index) if said.text is not None else f"{said}"
             indented = text.replace("\n", "\n" + " " * (width + 4))
-            shown.append(f"  {voice.found.name:{width}}  {indented}")
+            # each line by itself: whoever prints them may put something before each
+            shown += f"  {voice.found.name:{width}}  {indented}".split("\n")
         return shown
 
 
