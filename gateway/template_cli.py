@@ -120,7 +120,10 @@ class _Asked:
         """*conversation* as the template is given it. Raises ConversationInvalid."""
         if self.contract is None:
             return conversation
-        return ruled(self.contract.messages, conversation, self.contract.tokenizer.special_tokens.values())
+        tokens = frozenset(self.contract.tokenizer.special_tokens.values())
+        if self.tokenizer is not None:
+            tokens |= self.tokenizer.control_tokens
+        return ruled(self.contract.messages, conversation, tokens)
 
     def whole(self, rendered: Rendered) -> Rendered:
         """With the BOS, where the contract leaves that to the tokenizer."""

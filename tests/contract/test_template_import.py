@@ -282,6 +282,18 @@ def test_a_contracts_prompt_is_rendered(work: Path) -> None:
         assert complaint in " ".join(done.stderr.split())
 
 
+def test_a_contract_rejects_what_its_rules_reject(work: Path) -> None:
+    """render --contract refuses a special token in a user's text where the contract says so, and names the message."""
+    model_folder(work / "export", CONFIGURATIONS["tokens without a name"])
+    assert run(work, "import", "export", "--name", "strict").returncode == 0
+    file = work / "strict.contract.yaml"
+    file.write_text(file.read_text().replace("control_tokens_in_text: allow", "control_tokens_in_text: reject"))
+    (work / "m.json").write_text(json.dumps([{"role": "user", "content": "a<|im_end|>"}]))
+    done = run(work, *rendered("strict"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "m.json: messages[0]" in done.stderr
+
+
 def rendered(name: str) -> tuple[str, ...]:
     """The words that render m.json under a contract."""
     return ("render", "--contract", f"{name}.contract.yaml", "--messages", "m.json")
