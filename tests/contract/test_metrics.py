@@ -20,6 +20,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "unigate_queue_depth": ("gauge", BACKEND),
     "unigate_leases": ("gauge", BACKEND),
     "unigate_upstream_errors": ("counter", {*MODEL, "kind"}),
+    "unigate_template_parity": ("gauge", {*MODEL, "feature"}),
     "unigate_retries": ("counter", {"model", "reason"}),
     "unigate_reloads": ("counter", {"result"}),
     "unigate_client_disconnects": ("counter", {"model", "phase"}),
@@ -34,6 +35,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "unigate_build": ("gauge", {"version"}),
 }
 SILENT_UNTIL_IT_HAPPENS = {
+    "unigate_template_parity",
     "unigate_upstream_errors",
     "unigate_client_disconnects",
     "unigate_backend_restarts",
