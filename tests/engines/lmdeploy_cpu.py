@@ -24,7 +24,7 @@ Its environment, for tests:
 | `LMDEPLOY_CPU_FAIL_WORD` | a request whose prompt holds this text meets an engine error after three tokens |
 | `LMDEPLOY_CPU_FAIL_AFTER` | every request meets an engine error after so many tokens |
 | `LMDEPLOY_CPU_OUT_OF_MEMORY` | the start ends as it does when the KV cache finds no memory |
-| `LMDEPLOY_CPU_SEEN` | a file that gets a line for each request: the ids of its prompt, as a JSON list |
+| `LMDEPLOY_CPU_SEEN` | a file that gets a line for each request: the ids of its prompt, as a JSON list; the model is not run |
 """
 
 from __future__ import annotations
@@ -269,6 +269,8 @@ class Engine:
         return EngineOutput(status, [token], logprobs=None if wanted is None else [_logprobs(logits, token, wanted)])
 
     def _logits(self, sequence: Sequence) -> Any:
+        if os.environ.get("LMDEPLOY_CPU_SEEN"):
+            return torch.zeros(self._model.config.vocab_size)
         ids = sequence.output[-1:] or sequence.prompt
         answer = self._model(torch.tensor([ids]), past_key_values=sequence.cache, use_cache=True, logits_to_keep=1)
         sequence.cache = answer.past_key_values

@@ -81,7 +81,7 @@ def markdown(results: Results, engines: Sequence[Engine], found: Published) -> s
         "Ollama, by recordings": (
             "No `ollama` was on this machine, so it stands outside the table. What a real one"
             " (`tests/recordings/README.md`) showed of its prompts, beside the template in the weights. With"
-            " `OLLAMA_GO_TEMPLATE=0`, as Unigate starts it, it renders as the weights say; otherwise it takes a template"
+            " `OLLAMA_GO_TEMPLATE=0`, as Unigate starts it, it renders as the weights say; otherwise it takes one"
             " of its own, and the proof finds out. Its Go templates are among the derived forms above.",
             recorded.rows(),
         ),

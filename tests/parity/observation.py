@@ -7,21 +7,23 @@ and when it was served. Nothing here decides whether that is good: `verdicts` do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from backends.adapter import Call
+from backends.adapter import Body, Call
 from backends.prompting import CallRefused, SeePlan
 from backends.seen import CHAT, body_of
-from chat_templates.battery import CASES, Case
-from chat_templates.comparison import Context, compare
+from chat_templates.battery import CASES, FEATURES, Case
+from chat_templates.comparison import UNKNOWN, Comparison, Verdict
 from chat_templates.contract import Contract
 from chat_templates.conversation import Conversation, ConversationInvalid
+from chat_templates.features import features_of
 from chat_templates.messages import ruled
-from chat_templates.parity import Mode
+from chat_templates.parity import Mode, Parity
 from chat_templates.prompts import Prompt, Refused, Seen
-from chat_templates.rendering import Renderer, TemplateBroken, TemplateRefused
+from chat_templates.proof import ENGINE_REFUSES, Handed, modes_proven
+from chat_templates.rendering import TemplateBroken, TemplateRefused
 from chat_templates.tokenizing import Tokenizer
 from tests.parity.hosts import NotStarted, Session
 
@@ -33,9 +35,6 @@ Got = Literal["", "same", "other", "refuses"]
 """What the model was given: the contract's prompt, another, nothing because the engine refused; empty: not asked."""
 
 ENDPOINT = "chat/completions"
-
-NOTHING_TO_NAME = Context(Renderer({}))
-"""Nothing with which a cause could be looked for: `naming` does that when all is observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +53,58 @@ class Observation:
     served: Got = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A case that the rules let pass: what is asked and expected, what the engine says, and what its model gets."""
+
+    case: Case
+    conversation: Conversation
+    body: Body
+    expected: Prompt | Refused
+    seen: Seen | Refused | None
+    alone: Got
+    given: Seen | None
+
+
 def observations(
     session: Session | NotStarted, tokenizer: Tokenizer, cases: Sequence[Case] = CASES
-) -> Iterator[Observation]:
-    """Each case in turn. An engine that did not start with the contract serves nothing."""
+) -> list[Observation]:
+    """Each case: first as the engine makes its prompt, then as the gateway serves it after that has been compared."""
+    found: dict[str, Observation] = {}
+    prepared: list[_Prepared] = []
     for case in cases:
         try:
             conversation = ruled(session.contract.messages, case.conversation)
         except ConversationInvalid:
-            yield Observation(case.name, "refused by the rules", "refuses")
+            found[case.name] = Observation(case.name, "refused by the rules", "refuses")
             continue
         expected = expected_of(session.contract, tokenizer, conversation)
         if isinstance(session, NotStarted):
             wanted: Wanted = "prompt" if isinstance(expected, Prompt) else "refused by the template"
-            yield Observation(case.name, wanted, "refuses")
+            found[case.name] = Observation(case.name, wanted, "refuses")
         else:
-            yield _observed(session, case, conversation, expected)
+            prepared.append(_prepared(session, case, conversation, expected))
+    if not isinstance(session, NotStarted):
+        parity = proven(session, prepared)
+        found |= {one.case.name: _observed(session, one, parity) for one in prepared}
+    return [found[case.name] for case in cases]
+
+
+def proven(session: Session, prepared: Sequence[_Prepared]) -> Parity:
+    """What is proven of the engine, as the proof at load concludes it from the same comparisons."""
+    comparisons = [] if prepared[0].seen is None else [_comparison(one) for one in prepared]
+    prompt = next((one.expected for one in prepared if isinstance(one.expected, Prompt)), None)
+    handed = None
+    if prompt is not None:
+        taken = [one.case for one in prepared if _finished(session, one.body, prompt) is not None]
+        features = frozenset(
+            feature
+            for feature in FEATURES
+            if all(one.case in taken for one in prepared if one.case.features <= {"text", feature})
+        )
+        handed = Handed("tokens", features)
+    modes = modes_proven("auto", comparisons, None, None, handed)
+    return Parity(session.contract.hash, session.adapter.engine, modes)
 
 
 def expected_of(contract: Contract, tokenizer: Tokenizer, conversation: Conversation) -> Prompt | Refused:
@@ -81,38 +116,59 @@ def expected_of(contract: Contract, tokenizer: Tokenizer, conversation: Conversa
     return Prompt(text, tuple(tokenizer.encode(text)))
 
 
-def _observed(session: Session, case: Case, conversation: Conversation, expected: Prompt | Refused) -> Observation:
+def _prepared(session: Session, case: Case, conversation: Conversation, expected: Prompt | Refused) -> _Prepared:
     body = body_of(session.backend, conversation)
     seen = seen_by(session, conversation)
-    said = account(case, expected, seen)
     alone, given = _got(session, Call("POST", CHAT, body), expected)
+    return _Prepared(case, conversation, body, expected, seen, alone, given)
+
+
+def _observed(session: Session, one: _Prepared, parity: Parity) -> Observation:
+    name, expected, said = one.case.name, one.expected, account(one.expected, one.seen)
     if isinstance(expected, Refused):
-        return Observation(case.name, "refused by the template", said, alone)
-    if said == "exact":
-        return Observation(case.name, "prompt", said, alone, mode="native", served=alone)
-    known = [one.ids for one in (seen, given) if isinstance(one, Seen) and one.ids not in (None, expected.ids)]
-    other = (known[0] or ()) if known else ()
-    finished = session.adapter.given(session.backend, ENDPOINT, body, expected)
-    if finished is None:
-        return Observation(case.name, "prompt", said, alone, other)
-    translated = finished.translated
-    target, asked = (CHAT, finished.body) if translated is None else (translated.target, translated.body)
-    served, _ = _got(session, Call("POST", target, asked), expected)
-    return Observation(case.name, "prompt", said, alone, other, finished.mode, served)
+        return Observation(name, "refused by the template", said, one.alone)
+    ids = [shown.ids for shown in (one.seen, one.given) if isinstance(shown, Seen) and shown.ids is not None]
+    other = next((shown for shown in ids if shown != expected.ids), ())
+    mode = parity.mode(features_of(one.conversation))
+    if mode is None:
+        return Observation(name, "prompt", said, one.alone, other)
+    if mode == "native":
+        return Observation(name, "prompt", said, one.alone, other, mode, one.alone)
+    call = _finished(session, one.body, expected)
+    if call is None:
+        return Observation(name, "prompt", said, one.alone, other)
+    served, _ = _got(session, call, expected)
+    return Observation(name, "prompt", said, one.alone, other, mode, served)
 
 
-def account(case: Case, expected: Prompt | Refused, seen: Seen | Refused | None) -> Said:
-    """What *seen* comes to. Which prompts are the same is the proof's own comparison to say."""
+def _finished(session: Session, body: Body, prompt: Prompt) -> Call | None:
+    given = session.adapter.given(session.backend, ENDPOINT, body, prompt)
+    if given is None:
+        return None
+    translated = given.translated
+    return Call("POST", CHAT, given.body) if translated is None else Call("POST", translated.target, translated.body)
+
+
+def _comparison(one: _Prepared) -> Comparison:
+    """Which prompts are the same; why not is not asked here."""
+    match account(one.expected, one.seen):
+        case "exact" | "count" as said:
+            return Comparison(one.case.name, one.case.features, "exact", "ids" if said == "exact" else "count")
+        case "refuses" if isinstance(one.expected, Prompt):
+            return Comparison(one.case.name, one.case.features, "mismatch", "ids", ENGINE_REFUSES)
+    verdict: Verdict = "mismatch" if isinstance(one.expected, Prompt) else "refused"
+    return Comparison(one.case.name, one.case.features, verdict, "ids", UNKNOWN if verdict == "mismatch" else None)
+
+
+def account(expected: Prompt | Refused, seen: Seen | Refused | None) -> Said:
+    """What *seen* comes to."""
     if seen is None:
         return "nothing"
     if isinstance(seen, Refused):
         return "refuses"
-    if isinstance(expected, Refused):
+    if isinstance(expected, Refused) or not is_of(expected, seen):
         return "mismatch"
-    comparison = compare(case, expected, seen, NOTHING_TO_NAME)
-    if comparison.verdict != "exact":
-        return "mismatch"
-    return "count" if comparison.basis == "count" else "exact"
+    return "count" if seen.ids is None and seen.text is None else "exact"
 
 
 def seen_by(session: Session, conversation: Conversation) -> Seen | Refused | None:

@@ -87,6 +87,6 @@ def _observed(
     with closing(sessions):
         for number, (template, session) in enumerate(zip(templates, sessions, strict=True), 1):
             began = time.monotonic()
-            observed = list(observations(session, tokenizer, cases))
+            observed = observations(session, tokenizer, cases)
             say(f"{engine}: {number} of {len(templates)}: {template.name} ({time.monotonic() - began:.1f} s)")
             yield template, observed
