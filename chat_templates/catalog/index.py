@@ -161,7 +161,7 @@ ENTRIES: Mapping[str, Entry] = {
     "qwen2.5": Entry(
         "Qwen2.5",
         "Qwen-Qwen2.5-7B-Instruct",
-        "6f654ca95a9322b6fc7fa143f8bf797b6125d88a530d350f4426d0906479ac88",
+        "972327a3678851d78d1c2d088891f1f36ccac0c5a211a3adbca3994781505b22",
         CHAT | {"tools", "reasoning_history"},
         _CHATML_STOP,
         "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
@@ -169,7 +169,7 @@ ENTRIES: Mapping[str, Entry] = {
     "qwen3": Entry(
         "Qwen3",
         "Qwen-Qwen3-0.6B",
-        "40e030bde71cc5dd76594b29929dbe2faa577f408f26030ba32ed468da4bf6b9",
+        "c9f325d8f442fc2689b26036b2704266e1e9697bae4cf6286b4c995256c8e302",
         CHAT | {"tools", "reasoning_history"},
         _CHATML_STOP,
     ),

@@ -164,14 +164,15 @@ _COLLATE = """\
 {%- set ns.system = ns.system ~ ("\\n\\n" if ns.systems else "") ~ message.content -%}
 {%- set ns.systems = ns.systems + 1 -%}
 {%- endif -%}
+{%- set content = message.content -%}
 {%- set thinking = message.reasoning_content or "" -%}
-{%- if ns.messages and ns.messages[-1].Role == message.role -%}
-{%- set content = ns.messages[-1].Content ~ "\\n\\n" ~ message.content -%}
-{%- set thinking = ns.messages[-1].Thinking -%}
-{%- set ns.messages = ns.messages[:-1] + [{"Role": message.role, "Content": content, "Thinking": thinking}] -%}
-{%- else -%}
-{%- set ns.messages = ns.messages + [{"Role": message.role, "Content": message.content, "Thinking": thinking}] -%}
+{%- set before = ns.messages -%}
+{%- if before and before[-1].Role == message.role -%}
+{%- set content = before[-1].Content ~ "\\n\\n" ~ message.content -%}
+{%- set thinking = before[-1].Thinking -%}
+{%- set before = before[:-1] -%}
 {%- endif -%}
+{%- set ns.messages = before + [{"Role": message.role, "Content": content, "Thinking": thinking}] -%}
 {%- endfor -%}"""
 
 _TURNS = """\

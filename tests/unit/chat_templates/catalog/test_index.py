@@ -12,7 +12,9 @@ from chat_templates.catalog.index import ENTRIES, read_entry
 from chat_templates.conversation import Conversation
 from chat_templates.parsing import read_template
 from chat_templates.rendering import DEFAULT, Renderer, TemplateRefused
+from chat_templates.rules import RULES, TRANSFORMERS_5_23
 from chat_templates.sources.found import SourceUnreadable
+from chat_templates.template_names import names_in
 
 FOLDER = Path(index.__file__).parent
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -72,6 +74,13 @@ def test_a_default_system_message_is_the_one_that_is_written(name: str) -> None:
         assert renderer(name).render(CHAT).text == renderer(name).render(with_it).text
     else:
         assert "You are" not in renderer(name).render(CHAT).text
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_template_reads_no_variable_but_those_of_its_family(name: str) -> None:
+    """What an import has to pin is what the family's own templates read, and no name of ours looks like one."""
+    read = names_in(read_entry(name).templates[DEFAULT], RULES[TRANSFORMERS_5_23.name]).variables
+    assert read - TOKENS.keys() == {"qwen3": {"enable_thinking"}, "llama-3.1": {"date_string"}}.get(name, set())
 
 
 def test_the_prompts_of_alpaca_and_vicuna() -> None:

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from chat_templates.conversation import Conversation
 from chat_templates.rendering import Renderer, TemplateRefused
+from chat_templates.rules import RULES, TRANSFORMERS_5_23
 from chat_templates.sources.found import SourceUnreadable
 from chat_templates.sources.go_jinja import jinja_of
 from chat_templates.sources.go_modelfile import read_modelfile
 from chat_templates.sources.go_parsing import GoTemplateRefused, parse
+from chat_templates.template_names import names_in
 from tests.oracle.go_running import chat_text, run
 from tests.oracle.go_styles import STYLES
 from tests.oracle.go_templates import compared
@@ -66,6 +68,13 @@ def test_the_jinja_writes_the_same(name: str) -> None:
     found = list(compared(name, STYLES[name]))
     assert len(found) > 20
     assert [one.case for one in found if one.jinja != one.running] == []
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_the_jinja_reads_no_variable_but_thinking(name: str) -> None:
+    """None of its own names looks like one that has to be pinned."""
+    read = names_in(jinja_of(parse(STYLES[name])), RULES[TRANSFORMERS_5_23.name]).variables
+    assert read == ({"enable_thinking"} if name == "last user and thinking" else set())
 
 
 NODES = {name: parse(text) for name, text in STYLES.items()}
