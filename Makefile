@@ -7,7 +7,7 @@ RUN    := $(VENV)/.installed-quickstart
 DEV    := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart setup check format test unit oracle fault engines lock clean
+.PHONY: help quickstart setup check format test unit oracle fault engines parity lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,10 @@ fault: $(DEV) engines ## what happens when things break: every engine with every
 		--hypothesis-profile=thorough --deselect tests/fault/test_matrix.py::test_every_promise_is_kept
 	$(BIN)/python -m tests.fault.alternation --seconds 180
 	$(BIN)/python -m tests.fault.matrix --write docs/fault-matrix.md
+
+# A download of 37 MB the first time, for llama.cpp's templates; what was observed is kept, so it can be interrupted.
+parity: $(DEV) engines ## every prompt of 131 templates watched on the real engines, written to docs/parity.md
+	$(BIN)/python -m tests.parity --write docs/parity.md
 
 engines: $(DEV) ## build the engines' own environments under ~/.cache/unigate
 	$(BIN)/python -m tests.engines.environment

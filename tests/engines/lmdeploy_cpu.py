@@ -24,7 +24,7 @@ Its environment, for tests:
 | `LMDEPLOY_CPU_FAIL_WORD` | a request whose prompt holds this text meets an engine error after three tokens |
 | `LMDEPLOY_CPU_FAIL_AFTER` | every request meets an engine error after so many tokens |
 | `LMDEPLOY_CPU_OUT_OF_MEMORY` | the start ends as it does when the KV cache finds no memory |
-| `LMDEPLOY_CPU_SEEN` | a file that gets a line for each request: the ids of its prompt, as a JSON list; the model is not run |
+| `LMDEPLOY_CPU_SEEN` | a file that gets a line for each request: the ids of its prompt, as JSON; the model is not run |
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What the parity table decides, with engines that are told what to show."""
