@@ -7,7 +7,7 @@ RUN    := $(VENV)/.installed-quickstart
 DEV    := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart setup check format test unit oracle fault engines parity lock clean
+.PHONY: help quickstart setup check format test unit oracle fault engines parity parity-demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,8 @@ fault: $(DEV) engines ## what happens when things break: every engine with every
 # A download of 37 MB the first time, for llama.cpp's templates; what was observed is kept, so it can be interrupted.
 parity: $(DEV) engines ## every prompt of 131 templates watched on the real engines, written to docs/parity.md
 	$(BIN)/python -m tests.parity --write docs/parity.md
+parity-demo: $(DEV) engines ## fine-tune with LLaMA-Factory, serve it raw and through Unigate; the table of the READMEs
+	$(BIN)/python -m tests.parity_demo
 
 engines: $(DEV) ## build the engines' own environments under ~/.cache/unigate
 	$(BIN)/python -m tests.engines.environment

@@ -1,13 +1,13 @@
 """Made-up sentences with a mood, and the one answer that the fine-tune is to give to each.
 
-A sentence with a happy adjective is answered `{"mood": "sun"}`, one with a sad adjective `{"mood": "rain"}`. The adjectives
-of the held-out sentences occur in no sentence of the training.
+A sentence with a happy adjective is answered `{"mood": "sun"}`, one with a sad adjective `{"mood": "rain"}`. The
+adjectives of the held-out sentences occur in no sentence of the training.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 TRAINING_SENTENCES = 96
@@ -55,7 +55,7 @@ def held_out(number: int = HELD_OUT_SENTENCES) -> list[Example]:
     return _drawn(_HELD_OUT, HELD_OUT_SENTENCES)[:number]
 
 
-def _drawn(adjectives: dict[str, Sequence[str]], number: int) -> list[Example]:
+def _drawn(adjectives: Mapping[str, Sequence[str]], number: int) -> list[Example]:
     drawing = random.Random(SEED)
     moods = [_shuffled(answer, words, drawing) for answer, words in adjectives.items()]
     pairs = zip(*moods, strict=True)

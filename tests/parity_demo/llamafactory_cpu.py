@@ -28,7 +28,7 @@ def main(action: str, arguments: Path) -> None:
     # asked for by importlib.util.find_spec, with which transformers and others look what is installed
     absent.__spec__ = importlib.machinery.ModuleSpec(TORCHAUDIO, loader=None)
     sys.modules[TORCHAUDIO] = absent
-    from llamafactory.train import tuner
+    from llamafactory.train import tuner  # type: ignore[import-not-found] # in an environment of its own
 
     actions: dict[str, Callable[[dict[str, Any]], None]] = {"train": tuner.run_exp, "export": tuner.export_model}
     actions[action](yaml.safe_load(arguments.read_text(encoding="utf-8")))
