@@ -65,6 +65,7 @@ fault: $(DEV) engines ## what happens when things break: every engine with every
 # A download of 37 MB the first time, for llama.cpp's templates; what was observed is kept, so it can be interrupted.
 parity: $(DEV) engines ## every prompt of 131 templates watched on the real engines, written to docs/parity.md
 	$(BIN)/python -m tests.parity --write docs/parity.md
+
 parity-demo: $(DEV) engines ## fine-tune with LLaMA-Factory, serve it raw and through Unigate; the table of the READMEs
 	$(BIN)/python -m tests.parity_demo
 
