@@ -67,7 +67,7 @@ def read_prompting(choice: ContractChoice, weights: Path | None) -> Prompting:
         fault = _tokenizer_problem(contract, choice.file, folder)
         if fault is not None:
             raise ContractUnusable([fault])
-    return Prompting(contract, choice.file, folder, choice.policy, choice.mode)
+    return Prompting(contract, choice.file, folder, choice.policy, choice.mode, choice.sample)
 
 
 def contract_problems(backend: BackendSettings) -> Sequence[str]:

@@ -28,6 +28,7 @@ class ContractChoice:
     tokenizer: Path | None = None
     policy: Policy = "enforce"
     mode: ModeChoice = "auto"
+    sample: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class Prompting:
     """What an operator says of one model's prompts.
 
     contract: read from *file*. tokenizer: a folder with the ``tokenizer.json`` that the contract names; None where
-    there is none, and then prompts are compared by their texts, and no engine is given ids.
+    there is none, and then prompts are compared by their texts, and no engine is given ids. sample: the share of served
+    chats whose prompts are looked at, where the engine's answers show them.
     """
 
     contract: Contract
@@ -43,6 +45,7 @@ class Prompting:
     tokenizer: Path | None = None
     policy: Policy = "enforce"
     mode: ModeChoice = "auto"
+    sample: float = 0.01
 
 
 SeePlan = Generator[Any, Any, Seen]

@@ -23,12 +23,10 @@ from chat_templates.messages import ruled
 from chat_templates.parity import Parity
 from chat_templates.prompts import Prompt, Refused, Seen
 from chat_templates.proof import Handed, Proof, Stops, Strings, concluded, modes_proven
-from chat_templates.rendering import Rendered, Renderer, TemplateBroken, TemplateRefused
+from chat_templates.rendering import TemplateBroken, TemplateRefused
 from chat_templates.tokenizer_strings import tokenizer_strings
 from chat_templates.tokenizing import Tokenizer
 
-RENDERING_LIMIT_S = 30.0
-"""Of a thread that waits for the event loop, which may have ended."""
 SAMPLES = frozenset({"user", "system_multi_turn", "unicode"})
 """The cases whose prompts it is given finished."""
 
@@ -113,7 +111,7 @@ class ProofWork:
         return await together([self._case(case) for case in CASES])
 
     async def _case(self, case: Case) -> Comparison:
-        context = Context(self._renderer, self._tokenizer, self._rendering(asyncio.get_running_loop()))
+        context = Context(self._renderer, self._tokenizer, self._pool.from_threads())
         said: Seen | Refused = Seen()
         try:
             conversation = self._ruled(case)
@@ -130,7 +128,9 @@ class ProofWork:
 
     def _ruled(self, case: Case) -> Conversation:
         """As a request of that kind reaches the engine. Raises ConversationInvalid."""
-        tokens = self._tokenizer.special_tokens.values() if self._tokenizer is not None else ()
+        tokens = frozenset(self._contract.tokenizer.special_tokens.values())
+        if self._tokenizer is not None:
+            tokens |= self._tokenizer.control_tokens
         return ruled(self._contract.messages, case.conversation, tokens)
 
     async def _prompt(self, conversation: Conversation) -> Prompt | Refused:
@@ -149,16 +149,6 @@ class ProofWork:
             return Refused(str(refusal))
         except Untranslatable as problem:
             return Refused(str(problem))
-
-    def _rendering(self, loop: asyncio.AbstractEventLoop) -> Callable[[Renderer, Conversation], Rendered]:
-        """`RenderPool.render` for a thread: a cause is looked for by rendering, and no template is to be trusted."""
-
-        def render(renderer: Renderer, conversation: Conversation) -> Rendered:
-            return asyncio.run_coroutine_threadsafe(self._pool.render(renderer, conversation), loop).result(
-                RENDERING_LIMIT_S
-            )
-
-        return render
 
     # the ends
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,9 @@ from chat_templates.rendering import Rendered, Renderer, TemplateBroken, Templat
 
 START_TIMEOUT_S = 30.0
 """From the child's spawn until it is ready; it imports Jinja, which on a busy machine takes seconds."""
+
+THREAD_WAIT_S = 30.0
+"""Of a thread, whose loop may have ended meanwhile."""
 
 KNOWN_RENDERERS = 64
 """How many renderers a child keeps."""
@@ -84,6 +88,16 @@ class RenderPool:
             return await child.render(renderer, conversation)
         finally:
             self._idle.put_nowait(child)
+
+    def from_threads(self) -> Callable[[Renderer, Conversation], Rendered]:
+        """`render` for other threads, which it keeps waiting; to be called on the loop. Raises TimeoutError too."""
+        loop = asyncio.get_running_loop()
+
+        def render(renderer: Renderer, conversation: Conversation) -> Rendered:
+            rendering = asyncio.run_coroutine_threadsafe(self.render(renderer, conversation), loop)
+            return rendering.result(THREAD_WAIT_S)
+
+        return render
 
     async def close(self) -> None:
         """End the children; returns when they are gone."""

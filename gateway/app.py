@@ -242,6 +242,7 @@ async def serve(
         server.should_exit = True
         await asyncio.wait([http])
         await gateway.pool.aclose()
+        await gateway.serving.close()
         await gateway.renders.close()
         for number in (*STOP_SIGNALS, RELOAD_SIGNAL):
             loop.remove_signal_handler(number)

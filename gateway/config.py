@@ -50,6 +50,7 @@ from gateway.config_values import (
     Seconds,
     SecondsFromOne,
     SecondsOrZero,
+    Share,
     TokenCount,
     Url,
     Version,
@@ -359,7 +360,7 @@ class EngineConfig(Section):
         return EnvironmentChoice("managed", self.version) if self.version is not None else None
 
 
-_OF_A_CONTRACT = ("tokenizer", "parity", "mode")
+_OF_A_CONTRACT = ("tokenizer", "parity", "mode", "sample")
 """The keys that say how a contract is kept."""
 
 
@@ -388,6 +389,11 @@ class TemplateConfig(Section):
         description="Only with contract: native has the engine render, strict gives it finished prompts, auto takes"
         " whichever is proven.",
     )
+    sample: Share = Field(
+        0.01,
+        description="Only with contract: the share of served chats whose prompts are compared with the contract's"
+        " afterwards; only vllm shows them.",
+    )
 
     @classmethod
     def contradictions(cls, given: Mapping[str, object]) -> Iterator[Refusal]:
@@ -405,7 +411,7 @@ class TemplateConfig(Section):
         """The contract that is named, and how it is to be kept; None without one."""
         if self.contract is None:
             return None
-        return ContractChoice(self.contract, self.tokenizer, self.parity, self.mode)
+        return ContractChoice(self.contract, self.tokenizer, self.parity, self.mode, self.sample)
 
 
 class BackoffConfig(Section):

@@ -383,6 +383,7 @@ Seconds = Annotated[float, Field(gt=0, le=_MONTH_S), BeforeValidator(_no_bool_as
 SecondsOrZero = Annotated[float, Field(ge=0, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
 SecondsFromOne = Annotated[float, Field(ge=1, le=_MONTH_S), BeforeValidator(_no_bool_as_number)]
 TokenCount = Annotated[int, Field(ge=1, le=100_000_000), BeforeValidator(_no_bool_as_whole)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_bool_as_number)]
 Gib = Annotated[float, Field(gt=0, le=100_000), BeforeValidator(_no_bool_as_number)]
 _GPU = {"type": "integer", "minimum": 0, "maximum": _MOST_GPUS}
 Gpus = Annotated[

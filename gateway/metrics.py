@@ -129,6 +129,10 @@ class Metrics:
             "unigate_template_parity", "1 for a kind of conversation that is proven to get the contract's prompt.",
             (*model, "feature"), registry=registry,
         )  # fmt: skip
+        self._samples = Counter(
+            "unigate_template_parity_samples", "Served chats whose prompt was compared with the contract's.",
+            ("model", "result"), registry=registry,
+        )  # fmt: skip
         self._prompt_mode = Counter(
             "unigate_prompt_mode", "Chats under a contract, by who made the prompt: native, tokens, text, unproven.",
             (*model, "mode"), registry=registry,
@@ -174,6 +178,10 @@ class Metrics:
         """Count one reload: ``applied`` or ``refused``."""
         self._reloads.labels(result).inc()
 
+    def sampled(self, model: str, result: str) -> None:
+        """Count one served chat whose prompt was compared: ``exact``, ``mismatch`` or ``failed``."""
+        self._samples.labels(model, result).inc()
+
     def contracts(self, hashes: Mapping[str, str]) -> None:
         """The contracts now in force: model -> hash."""
         self._contract.clear()
@@ -192,6 +200,7 @@ class Metrics:
             self._in_flight, self._upstream_errors, self._retries, self._client_disconnects, self._backend_starts,
             self._backend_failures, self._backend_restarts, self._backend_start_seconds, self._swaps,
             self._prompt_mode,
+            self._samples,
         )  # fmt: skip
         for model in self._removed:
             for metric in by_model:

@@ -7,7 +7,7 @@ and, where the engine's own may repeat, an id of ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,17 +24,21 @@ _ID_PREFIX = {CHAT: "chatcmpl-"}
 class Appearance:
     """How one answer is to look to its client.
 
-    *model* and *answer_id* replace what the engine says; None leaves it.
+    *model* and *answer_id* replace what the engine says; None leaves it. *witness* is shown the whole answer, or each
+    chunk, as the engine gave it; *hidden* fields of the answer and of its choices are then left out.
     """
 
     dialect: Dialect = OPENAI
     model: str | None = None
     answer_id: str | None = None
+    hidden: frozenset[str] = frozenset()
+    witness: Callable[[Json], None] | None = None
 
     @property
     def edits_every_chunk(self) -> bool:
         """Whether no chunk of a stream may pass untouched."""
-        return self.model is not None or self.answer_id is not None or self.dialect.needs_editing
+        is_renamed = self.model is not None or self.answer_id is not None
+        return is_renamed or self.dialect.needs_editing or self.witness is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +149,31 @@ class Normaliser:
 
     def whole(self, answer: Json) -> bool:
         """A whole answer: a completion, or embeddings."""
-        changed = self._name(answer)
+        changed = self._witnessed(answer) | self._name(answer)
         for choice in _dicts(answer.get("choices")):
             changed |= self._finish(choice) | self._reasoning(choice.get("message"))
         return changed
 
     def chunk(self, chunk: Json) -> bool:
         """One chunk of a stream."""
-        changed = self._name(chunk)
+        changed = self._witnessed(chunk) | self._name(chunk)
         choices = _dicts(chunk.get("choices"))
         for choice in choices:
             delta = choice.get("delta")
             changed |= self._finish(choice) | self._reasoning(delta) | self._role(choice.get("index"), delta)
         return changed | (bool(choices) and self._stray_usage(chunk))
+
+    def _witnessed(self, answer: Json) -> bool:
+        look = self.appearance
+        if look.witness is None:
+            return False
+        look.witness(answer)
+        is_changed = False
+        for one in (answer, *_dicts(answer.get("choices"))):
+            for name in look.hidden & one.keys():
+                del one[name]
+                is_changed = True
+        return is_changed
 
     def _name(self, answer: Json) -> bool:
         look = self.appearance

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from backends.prompting import Prompting
 from backends.render_pool import RenderChildFailed, RenderPool, TemplateStopped
+from chat_templates.battery import Case
 from chat_templates.canonical import prompt_of
+from chat_templates.comparison import Comparison, Context, compare
 from chat_templates.conversation import ConversationInvalid
 from chat_templates.model_folder import ModelFolderUnreadable
-from chat_templates.prompts import Prompt
+from chat_templates.prompts import Prompt, Seen
 from chat_templates.rendering import Renderer, TemplateBroken, TemplateRefused
 from chat_templates.tokenizing import TextUnencodable, Tokenizer
 from gateway.contracted import ContractedChat
@@ -60,6 +62,16 @@ class Prompts:
             raise BadRequest(
                 f"the prompt has no tokens: {problem}", param="messages", code="invalid_messages"
             ) from None
+
+    async def compared(self, prompting: Prompting, chat: ContractedChat, seen: Seen) -> Comparison:
+        """What an engine was *seen* to use for *chat*, beside what the contract says. Raises GatewayError."""
+        prompt, tokenizer = await self.prompt(prompting, chat), await self.tokenizer(prompting)
+        renderer = prompting.contract.renderer()
+        if chat.variables:
+            renderer = _with_variables(renderer, chat)
+        context = Context(renderer, tokenizer, self._pool.from_threads())
+        case = Case("request", chat.features, chat.conversation)
+        return await asyncio.to_thread(compare, case, prompt, seen, context)
 
     async def control_tokens(self, prompting: Prompting) -> frozenset[str]:
         """The texts that are special tokens, where the contract has a rule for them. Raises GatewayError."""

@@ -65,6 +65,7 @@ from gateway.keys import Caller, Keyring
 from gateway.metrics import Metrics
 from gateway.normalisation import appearance, normalise_request
 from gateway.observation import SHORT_HASH, STATUS_CLIENT_GONE, Observation, log_line
+from gateway.parity_sampling import ParitySampling
 from gateway.prompts import Prompts
 from gateway.relaying import relay
 from gateway.routing import Route, Routes
@@ -123,10 +124,15 @@ class Serving:
         self._pool = pool
         self._metrics = metrics
         self._prompts = prompts
+        self._sampling = ParitySampling(prompts, metrics.sampled)
         self._said_unproven: set[tuple[str, str]] = set()
         self.limits = limits
         self.access_log = access_log
         self.is_draining = False
+
+    async def close(self) -> None:
+        """End what goes on after the requests; they are over."""
+        await self._sampling.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one POST to a path of GENERATION or to TOKENIZE."""
@@ -193,9 +199,21 @@ class Serving:
             translated = given.translated
             target = translated.target if translated is not None else f"{lease.address.base_path}/{endpoint}"
             body = translated.body if translated is not None else given.body or {}
+            sample = None
+            if translated is None:
+                sample = self._sampling.sample(route, prepared.chat, body, seen.request_id)
+            if sample is not None:
+                body = {**body, **sample.fields}
             seen.phase = "forward"
             if lease.served_name is not None:
                 body = {**body, "model": lease.served_name}
+            look = appearance(
+                route.adapter.dialect,
+                endpoint,
+                model=route.model,
+                served_name=route.served.name,
+                upstream_id=upstream_id,
+            )
             seen.sent_at = clock()
             async with self._pool.exchange(lease.address, "POST", target, headers, orjson.dumps(body)) as answer:
                 seen.phase = "relay"
@@ -206,13 +224,7 @@ class Serving:
                     seen,
                     wants_usage=envelope.wants_usage,
                     observe_gap=self._metrics.inter_chunk(route.model, route.backend.engine),
-                    appearance=appearance(
-                        route.adapter.dialect,
-                        endpoint,
-                        model=route.model,
-                        served_name=route.served.name,
-                        upstream_id=upstream_id,
-                    ),
+                    appearance=look if sample is None else sample.appearance(look),
                 )
 
         belongs_with = None

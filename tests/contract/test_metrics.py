@@ -21,6 +21,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "unigate_leases": ("gauge", BACKEND),
     "unigate_upstream_errors": ("counter", {*MODEL, "kind"}),
     "unigate_template_parity": ("gauge", {*MODEL, "feature"}),
+    "unigate_template_parity_samples": ("counter", {"model", "result"}),
     "unigate_retries": ("counter", {"model", "reason"}),
     "unigate_reloads": ("counter", {"result"}),
     "unigate_client_disconnects": ("counter", {"model", "phase"}),
@@ -36,6 +37,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
 }
 SILENT_UNTIL_IT_HAPPENS = {
     "unigate_template_parity",
+    "unigate_template_parity_samples",
     "unigate_upstream_errors",
     "unigate_client_disconnects",
     "unigate_backend_restarts",

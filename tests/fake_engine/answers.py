@@ -49,7 +49,10 @@ class Generation:
 
     def opening(self) -> list[Json]:
         """Objects before the first token: a chat stream names the role first."""
-        return [self._chunk({"role": "assistant", "content": ""}, "", None)] if self.chat else []
+        if not self.chat:
+            return []
+        ids = {"prompt_token_ids": list(self.prompt_ids)} if self.prompt_ids is not None else {}
+        return [{**self._chunk({"role": "assistant", "content": ""}, "", None), **ids}]
 
     def piece(self, word: str) -> Json:
         """One token of a stream."""

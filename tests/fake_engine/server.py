@@ -84,6 +84,8 @@ class FakeServer:
         body = request.body
         ids: list[int] | None = None
         if self._templated is not None and request.path in (*GENERATING, "/tokenize"):
+            if self._prompts.turns_to is not None and self._prompts.turns_to.is_file():
+                self._templated = self._templated.with_template(self._prompts.turns_to.read_text())
             try:
                 ids = self._templated.ids(body)
             except PromptRefused as refusal:

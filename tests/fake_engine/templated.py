@@ -43,6 +43,10 @@ class Templated:
         stop_ids = frozenset(ends if isinstance(ends, list) else [ends])
         return cls(renderer, tokenizer, stop_ids, not told.takes_no_ids)
 
+    def with_template(self, text: str) -> Templated:
+        """The same with another template."""
+        return replace(self, renderer=replace(self.renderer, templates={"default": text}))
+
     def ids(self, body: Mapping[str, Any]) -> list[int]:
         """Those of the prompt that the request *body* gets. Raises PromptRefused."""
         given = (body.get("kv_transfer_params") or {}).get("prompt_token_ids")

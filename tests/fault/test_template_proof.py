@@ -177,3 +177,40 @@ def test_verify_asks_a_running_gateway(tmp_path: Path) -> None:
         unknown = unigate(*words, "--model", "goood", cwd=tmp_path, environ=gateway.environ)
         assert unknown.returncode == 2
         assert 'did you mean "good"' in unknown.stderr
+
+
+CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "How many legs has a spider?"}], "max_tokens": 3}
+
+
+def test_requests_are_sampled(tmp_path: Path) -> None:
+    """Answers that are looked at are as ever, whole and streamed, and counted as exact; a client that asks for the ids
+    itself has them. Nothing else is looked at than the share that is asked for."""
+    all_of_them, none = model(tmp_path), model(tmp_path)
+    all_of_them["template"] = all_of_them["template"] | {"sample": 1}
+    none["template"] = none["template"] | {"sample": 0}
+    with running_gateway(tmp_path, {"m": all_of_them, "n": none}) as gateway:
+        whole = gateway.ask("POST", "/v1/chat/completions", json=CHAT)
+        assert whole.json()["choices"][0]["message"]["content"] == "word0 word1 word2 "
+        assert "token_ids" not in whole.text
+        streamed = gateway.ask("POST", "/v1/chat/completions", json={**CHAT, "stream": True})
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        assert "token_ids" not in streamed.text
+        asked = gateway.ask("POST", "/v1/chat/completions", json={**CHAT, "return_token_ids": True})
+        assert asked.json()["prompt_token_ids"]
+        gateway.ask("POST", "/v1/chat/completions", json={**CHAT, "model": "n"})
+        until(lambda: gateway.metric("unigate_template_parity_samples_total", model="m", result="exact") == 3)
+        assert not gateway.metric("unigate_template_parity_samples_total", model="n", result="exact")
+
+
+def test_a_prompt_that_changes_after_the_proof(tmp_path: Path) -> None:
+    """An engine that begins to render otherwise is found out by a sample: counted, and logged with the cause, without a
+    word of the conversation."""
+    section = model(tmp_path, f"turns-to={tmp_path / 'other.jinja'}", mode="native")
+    section["template"] |= {"sample": 1}
+    with running_gateway(tmp_path, {"m": section}) as gateway:
+        (tmp_path / "other.jinja").write_text(WITHOUT_GENERATION_PROMPT)
+        assert gateway.ask("POST", "/v1/chat/completions", json=CHAT).status_code == 200
+        line = gateway.until_logged("another prompt than the contract's")
+        assert "missing_generation_prompt" in line
+        assert "spider" not in gateway.logged()
+        assert gateway.metric("unigate_template_parity_samples_total", model="m", result="mismatch") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -424,3 +425,17 @@ def test_an_error_within_an_error(message: str, shown_message: str) -> None:
     """A message that is itself an error's JSON is opened; any other text stays."""
     body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": None}}).encode()
     assert translate(400, body).message == shown_message
+
+
+def test_a_witness_sees_what_the_client_does_not() -> None:
+    """What is hidden of an answer, and of its choices, is shown before it is left out; without it nothing changes."""
+    shown: list[dict[str, Any]] = []
+    look = Appearance(hidden=frozenset({"ids"}), witness=lambda answer: shown.append(copy.deepcopy(answer)))
+    assert look.edits_every_chunk
+    answer = {"ids": [1], "choices": [{"ids": None, "message": {"content": "x"}}, {"message": {"ids": "content"}}]}
+    assert Normaliser(look).whole(answer)
+    assert shown[0]["ids"] == [1]
+    assert answer == {"choices": [{"message": {"content": "x"}}, {"message": {"ids": "content"}}]}
+    chunk: dict[str, Any] = {"choices": [{"delta": {"content": "x"}}]}
+    assert not Normaliser(look).chunk(chunk)
+    assert len(shown) == 2
