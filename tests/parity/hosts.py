@@ -15,11 +15,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 
-from backends.adapter import Adapter, Body, Call
+from backends.adapter import Adapter, Body, Call, TokenizeRequest
 from backends.address import Address
 from backends.contract_texts import template_text
 from backends.engines import ADAPTERS
@@ -66,6 +66,24 @@ class Session(Protocol):
     def given(self, call: Call) -> Seen:
         """What the model is given for *call*, which has it generate. Raises CallRefused."""
 
+    def tokenized(self, text: str) -> list[int]:
+        """The ids that the engine makes of *text*, where nothing is added. Raises CallRefused."""
+
+
+def driven(plan: Generator[Any, Any, Any], send: Callable[[Call], Body]) -> Any:
+    """What *plan* comes to, its calls made by *send*."""
+    try:
+        call = next(plan)
+        while True:
+            try:
+                answer = send(call)
+            except CallRefused as problem:
+                call = plan.throw(problem)
+            else:
+                call = plan.send(answer)
+    except StopIteration as end:
+        return end.value
+
 
 @dataclass(frozen=True, slots=True)
 class NotStarted:
@@ -85,6 +103,8 @@ class Engine:
 
     backend: BackendSettings
     client: httpx.Client
+    known: dict[str, list[int]] = field(default_factory=dict)
+    """The ids of texts; the tokenizer is the same for all templates."""
 
     @property
     def adapter(self) -> Adapter:
@@ -112,6 +132,13 @@ class Engine:
         if response.is_success and isinstance(said, dict):
             return said
         raise CallRefused(response.status_code, _reason(said))
+
+    def tokenized(self, text: str) -> list[int]:
+        """The ids of *text*, asked for once."""
+        if text not in self.known:
+            asked = TokenizeRequest(prompt=text, messages=None, add_special_tokens=False)
+            self.known[text] = driven(self.adapter.tokenize(asked), self.send).tokens
+        return self.known[text]
 
 
 def _reason(said: object) -> str:
@@ -217,20 +244,22 @@ def vllm_sessions(contracts: Sequence[Contract]) -> Generator[Session]:
     command = (str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server")
     backend = _backend("vllm", cut_folder(), contracts[0], args, env)
     with running(backend, command) as client:
+        known: dict[str, list[int]] = {}
         for contract in contracts:
-            yield Vllm(replace(backend, prompting=_prompting(contract)), client)
+            yield Vllm(replace(backend, prompting=_prompting(contract)), client, known)
 
 
 def llamacpp_sessions(contracts: Sequence[Contract]) -> Generator[Session | NotStarted]:
     """A llama.cpp for each; one starts in a second."""
     # one thread: with two and a busy neighbour a token takes twenty times as long
     args: dict[str, ArgValue] = {"parallel": 1, "threads": 1, "threads-batch": 1, "slots": True, "no-warmup": True}
+    known: dict[str, list[int]] = {}
     for contract in contracts:
         env = {"LLAMA_SERVER_SLOTS_DEBUG": "1", "PYTHONPATH": str(ROOT)}
         backend = _backend("llamacpp", cut_gguf(), contract, args, env)
         try:
             with running(backend) as client:
-                yield LlamaCpp(backend, client)
+                yield LlamaCpp(backend, client, known)
         except EngineEnded as end:
             yield NotStarted(contract, str(end))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from backends.adapter import Body, Call
-from backends.prompting import CallRefused, SeePlan
+from backends.prompting import CallRefused
 from backends.seen import CHAT, body_of
 from chat_templates.battery import CASES, FEATURES, Case
 from chat_templates.comparison import UNKNOWN, Comparison, Verdict
@@ -22,10 +22,11 @@ from chat_templates.features import features_of
 from chat_templates.messages import ruled
 from chat_templates.parity import Mode, Parity
 from chat_templates.prompts import Prompt, Refused, Seen
-from chat_templates.proof import ENGINE_REFUSES, Handed, modes_proven
+from chat_templates.proof import ENGINE_REFUSES, Handed, Strings, modes_proven
 from chat_templates.rendering import TemplateBroken, TemplateRefused
+from chat_templates.tokenizer_strings import tokenizer_strings
 from chat_templates.tokenizing import Tokenizer
-from tests.parity.hosts import NotStarted, Session
+from tests.parity.hosts import NotStarted, Session, driven
 
 Said = Literal["exact", "count", "mismatch", "refuses", "nothing"]
 """What an engine's own account of a prompt comes to. count: only the number of ids is known, and right. refuses: it has
@@ -85,14 +86,15 @@ def observations(
         else:
             prepared.append(_prepared(session, case, conversation, expected))
     if not isinstance(session, NotStarted):
-        parity = proven(session, prepared)
+        parity = proven(session, tokenizer, prepared)
         found |= {one.case.name: _observed(session, one, parity) for one in prepared}
     return [found[case.name] for case in cases]
 
 
-def proven(session: Session, prepared: Sequence[_Prepared]) -> Parity:
-    """What is proven of the engine, as the proof at load concludes it from the same comparisons."""
+def proven(session: Session, tokenizer: Tokenizer, prepared: Sequence[_Prepared]) -> Parity:
+    """What is proven of the engine, as the proof at load concludes it from the same comparisons and texts."""
     comparisons = [] if prepared[0].seen is None else [_comparison(one) for one in prepared]
+    strings = _strings(session, tokenizer) if comparisons else None
     prompt = next((one.expected for one in prepared if isinstance(one.expected, Prompt)), None)
     handed = None
     if prompt is not None:
@@ -103,8 +105,17 @@ def proven(session: Session, prepared: Sequence[_Prepared]) -> Parity:
             if all(one.case in taken for one in prepared if one.case.features <= {"text", feature})
         )
         handed = Handed("tokens", features)
-    modes = modes_proven("auto", comparisons, None, None, handed)
+    modes = modes_proven("auto", comparisons, strings, None, handed)
     return Parity(session.contract.hash, session.adapter.engine, modes)
+
+
+def _strings(session: Session, tokenizer: Tokenizer) -> Strings:
+    """The texts that a proof has tokenised."""
+    bos = tokenizer.special_tokens.get("bos_token") or "\0"
+    given = tokenizer_strings(tokenizer.special_tokens.values(), session.contract.templates)
+    texts = [text for text in given if not text.startswith(bos)]
+    other = [text for text in texts if session.tokenized(text) != tokenizer.encode(text)]
+    return Strings(len(texts), tuple(other))
 
 
 def expected_of(contract: Contract, tokenizer: Tokenizer, conversation: Conversation) -> Prompt | Refused:
@@ -175,24 +186,10 @@ def seen_by(session: Session, conversation: Conversation) -> Seen | Refused | No
     """What the engine says of *conversation*, by its adapter's plan; None where it has none."""
     plan = session.adapter.see(session.backend, conversation)
     try:
-        return None if plan is None else _driven(plan, session)
+        seen: Seen | None = None if plan is None else driven(plan, session.send)
     except CallRefused as problem:
         return Refused(str(problem))
-
-
-def _driven(plan: SeePlan, session: Session) -> Seen:
-    try:
-        call = next(plan)
-        while True:
-            try:
-                answer = session.send(call)
-            except CallRefused as problem:
-                call = plan.throw(problem)
-            else:
-                call = plan.send(answer)
-    except StopIteration as end:
-        seen: Seen = end.value
-        return seen
+    return seen
 
 
 def _got(session: Session, call: Call, expected: Prompt | Refused) -> tuple[Got, Seen | None]:

@@ -29,6 +29,7 @@ _DECIDING = (
     "chat_templates/proof.py",
     "chat_templates/rendering.py",
     "chat_templates/rules.py",
+    "chat_templates/tokenizer_strings.py",
     "chat_templates/tokenizing.py",
     "requirements/dev.txt",
     "requirements/engine-*.txt",

@@ -75,6 +75,7 @@ def alone(results: Results, engines: Sequence[Engine]) -> Iterator[str]:
     yield f"|---|{'---:|' * len(engines)}"
     of = {engine.key: list(_of(results, engine)) for engine in engines}
     wrong = {key: [one for one in observed if is_wrong_alone(one)] for key, observed in of.items()}
+    yield _row("the template's prompt", (sum(one.alone == "same" for one in of[engine.key]) for engine in engines))
     yield _row(
         "another prompt than the template's",
         (sum(one.wanted == "prompt" for one in wrong[engine.key]) for engine in engines),

@@ -71,6 +71,9 @@ class Told:
             return Seen(ids=tuple(transfer["prompt_token_ids"]))
         return Seen(ids=self._made(call, self.gives).ids)
 
+    def tokenized(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
     def _made(self, call: Call, rendering: Rendering) -> Prompt:
         assert call.body is not None
         asked = Conversation(call.body["messages"], call.body.get("tools"))
