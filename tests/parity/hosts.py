@@ -46,7 +46,12 @@ SEEN_FILE = "LMDEPLOY_CPU_SEEN"
 
 
 class Session(Protocol):
-    """One running engine with one contract. All it does blocks."""
+    """One running engine with one contract. All it does blocks.
+
+    at_once: how many requests it can be watched with at the same time.
+    """
+
+    at_once: int
 
     @property
     def backend(self) -> BackendSettings:
@@ -105,6 +110,7 @@ class Engine:
     client: httpx.Client
     known: dict[str, list[int]] = field(default_factory=dict)
     """The ids of texts; the tokenizer is the same for all templates."""
+    at_once: int = 1
 
     @property
     def adapter(self) -> Adapter:
@@ -246,7 +252,7 @@ def vllm_sessions(contracts: Sequence[Contract]) -> Generator[Session]:
     with running(backend, command) as client:
         known: dict[str, list[int]] = {}
         for contract in contracts:
-            yield Vllm(replace(backend, prompting=_prompting(contract)), client, known)
+            yield Vllm(replace(backend, prompting=_prompting(contract)), client, known, at_once=8)
 
 
 def llamacpp_sessions(contracts: Sequence[Contract]) -> Generator[Session | NotStarted]:

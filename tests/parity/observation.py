@@ -8,6 +8,7 @@ and when it was served. Nothing here decides whether that is good: `verdicts` do
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ def observations(
 ) -> list[Observation]:
     """Each case: first as the engine makes its prompt, then as the gateway serves it after that has been compared."""
     found: dict[str, Observation] = {}
-    prepared: list[_Prepared] = []
+    asked: list[tuple[Case, Conversation, Prompt | Refused]] = []
     for case in cases:
         try:
             conversation = ruled(session.contract.messages, case.conversation)
@@ -84,10 +85,13 @@ def observations(
             wanted: Wanted = "prompt" if isinstance(expected, Prompt) else "refused by the template"
             found[case.name] = Observation(case.name, wanted, "refuses")
         else:
-            prepared.append(_prepared(session, case, conversation, expected))
+            asked.append((case, conversation, expected))
     if not isinstance(session, NotStarted):
-        parity = proven(session, tokenizer, prepared)
-        found |= {one.case.name: _observed(session, one, parity) for one in prepared}
+        with ThreadPoolExecutor(session.at_once) as pool:
+            prepared = list(pool.map(lambda one: _prepared(session, *one), asked))
+            parity = proven(session, tokenizer, prepared)
+            observed = pool.map(lambda one: _observed(session, one, parity), prepared)
+            found |= {one.case: one for one in observed}
     return [found[case.name] for case in cases]
 
 

@@ -56,6 +56,7 @@ class Told:
     shows: Rendering = right
     gives: Rendering = right
     heeds_ids: bool = True
+    at_once: int = 1
 
     @property
     def adapter(self) -> Adapter:
