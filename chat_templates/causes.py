@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chat_templates.conversation import Conversation, ConversationInvalid, Json
@@ -56,7 +56,12 @@ class Explanation:
 
 def explain(conversation: Conversation, expected: str, seen: str, bos: str, render: RenderText) -> Explanation | None:
     """Why *seen* is not *expected*, which *render* makes of *conversation*; None where nothing explains it."""
-    changes = [*_before(conversation), *_after(expected, seen, bos)]
+    changes = [
+        *_before(conversation),
+        *_after(expected, seen, bos),
+        *_of_system(conversation, expected, seen, bos),
+        *_of_a_head(conversation, expected, render),
+    ]
     made = {id(change): _made(change, conversation, expected, render) for change in changes}
     for change in changes:
         if made[id(change)] == seen:
@@ -70,6 +75,10 @@ def explain(conversation: Conversation, expected: str, seen: str, bos: str, rend
     return _by_its_place(conversation, expected, seen, render)
 
 
+SYSTEM_BLOCKS = frozenset({"default_system_lost", "default_system_added", "empty_system_block", "system_lost"})
+"""Of these one alone is a cause: one block taken and another put would explain anything."""
+
+
 def _pairs(changes: Sequence[Change]) -> Iterator[tuple[Change, Change]]:
     """Each pair once, those first that cost no rendering."""
     texts = [change for change in changes if change.after is not None]
@@ -77,7 +86,7 @@ def _pairs(changes: Sequence[Change]) -> Iterator[tuple[Change, Change]]:
     for one, other in itertools.chain(
         itertools.product(others, texts), itertools.permutations(texts, 2), itertools.combinations(others, 2)
     ):
-        if one.code != other.code:
+        if one.code != other.code and not {one.code, other.code} <= SYSTEM_BLOCKS:
             yield one, other
 
 
@@ -120,7 +129,8 @@ def _before(conversation: Conversation) -> Iterator[Change]:
     for joint in ("\n\n", "\n", ""):
         yield Change("system_moved_into_user", _calling(_system_into_user, joint), detail=f"by {joint!r}")
     for joint in ("\n\n", "\n", "", " "):
-        yield Change("same_role_merged", _calling(_merged, joint), detail=f"by {joint!r}")
+        yield Change("same_role_merged", _calling(_merged, joint, {"tool"}), detail=f"by {joint!r}")
+        yield Change("same_role_merged", _calling(_merged, joint, set()), detail=f"by {joint!r}, results of tools too")
     yield from _of_parts()
     yield from _of_thoughts()
     yield from _of_tools()
@@ -172,11 +182,11 @@ def _system_into_user(given: Conversation, joint: str) -> Conversation | None:
     return _with(given, others)
 
 
-def _merged(given: Conversation, joint: str) -> Conversation | None:
+def _merged(given: Conversation, joint: str, apart: Collection[str]) -> Conversation | None:
     made: list[dict[str, Json]] = []
     for message in given.messages:
         before = made[-1] if made else {}
-        if before.get("role") == message.get("role") != "tool" and all(
+        if before.get("role") == message.get("role") not in apart and all(
             isinstance(one.get("content"), str) for one in (before, message)
         ):
             before["content"] = f"{before['content']}{joint}{message['content']}"
@@ -350,14 +360,10 @@ def _after(expected: str, seen: str, bos: str) -> Iterator[Change]:
     if bos:
         yield Change("double_bos", after=lambda text: bos + text if text.startswith(bos) else None)
         yield Change("missing_bos", after=lambda text: text.removeprefix(bos) if text.startswith(bos) else None)
-    yield Change("trailing_newline", after=lambda text: f"{text}\n", detail="one more")
-    yield Change("trailing_newline", after=lambda text: f"{text} ", detail="a space more")
-    yield Change("trailing_newline", after=lambda text: text.removesuffix("\n"), detail="one less")
-    yield Change("trailing_newline", after=str.rstrip, detail="none")
+    yield Change("trailing_newline", after=lambda text: seen if text.rstrip() == seen.rstrip() else None)
     for thinking in THINKING:
         yield Change("think_prefill_added", after=_adding(thinking), detail=repr(thinking))
         yield Change("think_prefill_missing", after=_taking(thinking), detail=repr(thinking))
-    yield from _of_system(expected, seen, bos)
     yield Change("history_think_dropped", after=lambda text: _THOUGHT.sub("", text))
     thoughts = [found[0] for found in _THOUGHT.finditer(seen) if found[0] not in expected]
     if thoughts:
@@ -384,7 +390,7 @@ _BLOCK = re.compile(r"system|developer|<<SYS>>|instructions?", re.IGNORECASE)
 _MARKS = re.compile(r"<[^<>\n]*>|\[/?[A-Z_]+\]|system|[:#\s]", re.IGNORECASE)
 
 
-def _of_system(expected: str, seen: str, bos: str) -> Iterator[Change]:
+def _of_system(conversation: Conversation, expected: str, seen: str, bos: str) -> Iterator[Change]:
     """A block in front that is in one of the two only, and looks like a system message's.
 
     *seen* may end otherwise, by another cause, so the block is looked for where the two begin to differ.
@@ -394,8 +400,24 @@ def _of_system(expected: str, seen: str, bos: str) -> Iterator[Change]:
     for block in _blocks(other, plain):
         code = "default_system_added" if _MARKS.sub("", block) else "empty_system_block"
         yield Change(code, after=_putting(head, block), detail=repr(block[:60]))
+    has_own = bool(conversation.messages) and conversation.messages[0].get("role") == "system"
     for block in _blocks(plain, other):
-        yield Change("default_system_lost", after=_cutting(head, block), detail=repr(block[:60]))
+        code = "system_lost" if has_own else "default_system_lost"
+        yield Change(code, after=_cutting(head, block), detail=repr(block[:60]))
+
+
+def _of_a_head(conversation: Conversation, expected: str, render: RenderText) -> Iterator[Change]:
+    """The head of an answer, of a template that begins none by itself."""
+    mark = "\x00answer\x00"
+    answered = replace(
+        conversation,
+        messages=[*conversation.messages, {"role": "assistant", "content": mark}],
+        add_generation_prompt=False,
+        continue_final_message=False,
+    )
+    text = _rendered(answered, render)
+    if text is not None and mark in text and text.startswith(expected):
+        yield Change("extra_generation_prompt", after=_adding(text[len(expected) : text.index(mark)]))
 
 
 def _blocks(longer: str, shorter: str) -> Iterator[str]:
@@ -436,15 +458,24 @@ def _same_but_dates(expected: str, seen: str) -> bool:
 
 
 def _by_its_place(conversation: Conversation, expected: str, seen: str, render: RenderText) -> Explanation | None:
-    """Within the part of the prompt that is there for the tools, it is they that are written otherwise."""
+    """What the part that differs holds: a system message that is missing, or the tools."""
+    first, last = _differing(expected, seen)
+    if expected[:first] + expected[last:] == seen and _has_system(conversation, expected[first:last]):
+        return Explanation([Change("system_lost")])
     bare = _rendered(replace(conversation, tools=None), render) if conversation.tools else None
     if bare is None or bare == expected:
         return None
     begins, ends = _differing(expected, bare)
-    first, last = _differing(expected, seen)
-    if begins <= first and last <= ends:
-        return Explanation([Change("tools_wrapper", detail="in a way of its own")])
-    return None
+    return (
+        Explanation([Change("tools_wrapper", detail="in a way of its own")])
+        if begins <= first <= last <= ends
+        else None
+    )
+
+
+def _has_system(conversation: Conversation, text: str) -> bool:
+    said = [message.get("content") for message in conversation.messages if message.get("role") == "system"]
+    return any(isinstance(one, str) and bool(one.strip()) and one.strip() in text for one in said)
 
 
 def _differing(text: str, other: str) -> tuple[int, int]:

@@ -63,6 +63,9 @@ class AnswerFaults:
         return max(1, self.chunks // 2)
 
 
+TOKENISATIONS = ("plain", "characters")
+
+
 @dataclass(frozen=True, slots=True)
 class PromptFaults:
     """The template and the tokenizer that an engine is told to use, and how it makes its prompts otherwise.
@@ -70,6 +73,9 @@ class PromptFaults:
     renders: another template; turns_to: another one, as soon as that file is there. deaf_ends: its stop ids end
     nothing. takes_no_ids: finished prompts are passed over.
     die_after: it ends, and stall_after: it answers no more, after so many calls of /tokenize.
+    renders: another template. tokenizes: otherwise, one of TOKENISATIONS. deaf_ends: its stop ids end nothing.
+    takes_no_ids: finished prompts are passed over. die_after: it ends, and stall_after: it answers no more, after so
+    many calls of /tokenize.
     """
 
     template: Path | None
@@ -77,6 +83,7 @@ class PromptFaults:
     generation: Path | None
     renders: Path | None
     turns_to: Path | None
+    tokenizes: str | None
     deaf_ends: bool
     takes_no_ids: bool
     die_after: int | None
@@ -146,6 +153,7 @@ def _add_prompt_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--generation-config", type=Path, metavar="DIR", help="where its stop ids are")
     p.add_argument("--renders", type=Path, metavar="FILE", help="render with this template instead")
     p.add_argument("--turns-to", type=Path, metavar="FILE", help="the same, as soon as that file is there")
+    p.add_argument("--tokenizes", choices=TOKENISATIONS, help="special tokens as text, or every character by itself")
     p.add_argument("--deaf-ends", action="store_true", help="stop at none of the stop ids")
     p.add_argument("--takes-no-ids", action="store_true", help="render the messages beside a finished prompt")
     p.add_argument("--die-after", type=int, metavar="N", help="end the process after so many calls of /tokenize")
@@ -194,6 +202,7 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
             generation=given.generation_config,
             renders=given.renders,
             turns_to=given.turns_to,
+            tokenizes=given.tokenizes,
             deaf_ends=given.deaf_ends,
             takes_no_ids=given.takes_no_ids,
             die_after=given.die_after,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ class Templated:
     tokenizer: Tokenizer
     stop_ids: frozenset[int]
     takes_ids: bool
+    tokenizes: str | None = None
 
     @classmethod
     def read(cls, template: Path, told: PromptFaults) -> Templated | None:
@@ -41,7 +43,7 @@ class Templated:
             said = json.loads((told.generation / "generation_config.json").read_text())
         ends = said.get("eos_token_id", [])
         stop_ids = frozenset(ends if isinstance(ends, list) else [ends])
-        return cls(renderer, tokenizer, stop_ids, not told.takes_no_ids)
+        return cls(renderer, tokenizer, stop_ids, not told.takes_no_ids, told.tokenizes)
 
     def with_template(self, text: str) -> Templated:
         """The same with another template."""
@@ -53,7 +55,7 @@ class Templated:
         if given is not None and self.takes_ids:
             return list(given)
         if "messages" not in body:
-            return self.tokenizer.encode(str(body.get("prompt", "")))
+            return self._encoded(str(body.get("prompt", "")))
         conversation = Conversation(
             [_read(message) for message in body["messages"]],
             body.get("tools"),
@@ -61,9 +63,25 @@ class Templated:
             continue_final_message=body.get("continue_final_message", False),
         )
         try:
-            return self.tokenizer.encode(self.renderer.render(conversation).text)
+            return self._encoded(self.renderer.render(conversation).text)
         except (TemplateRefused, TemplateBroken) as problem:
             raise PromptRefused(str(problem)) from problem
+
+    def _encoded(self, text: str) -> list[int]:
+        """The ids of *text*, as this engine's tokenizer has them."""
+        if self.tokenizes is None:
+            return self.tokenizer.encode(text)
+        special = "|".join(map(re.escape, sorted(self.tokenizer.control_tokens, key=len, reverse=True)))
+        pieces = re.split(f"({special})", text)
+        if self.tokenizes == "plain":  # each mark broken, so that it is no token
+            pieces = [
+                part
+                for piece in pieces
+                for part in ((piece[:1], piece[1:]) if re.fullmatch(special, piece) else (piece,))
+            ]
+        else:
+            pieces = [part for piece in pieces for part in ([piece] if re.fullmatch(special, piece) else piece)]
+        return [id_ for piece in pieces for id_ in self.tokenizer.encode(piece)]
 
     def after(self, ids: Sequence[int], wanted: Generation, body: Mapping[str, Any]) -> Generation:
         """What is *wanted*, after a prompt of *ids*; what ``logit_bias`` forces may end it at once, or is its text."""
