@@ -70,12 +70,9 @@ TOKENISATIONS = ("plain", "characters")
 class PromptFaults:
     """The template and the tokenizer that an engine is told to use, and how it makes its prompts otherwise.
 
-    renders: another template; turns_to: another one, as soon as that file is there. deaf_ends: its stop ids end
-    nothing. takes_no_ids: finished prompts are passed over.
-    die_after: it ends, and stall_after: it answers no more, after so many calls of /tokenize.
-    renders: another template. tokenizes: otherwise, one of TOKENISATIONS. deaf_ends: its stop ids end nothing.
-    takes_no_ids: finished prompts are passed over. die_after: it ends, and stall_after: it answers no more, after so
-    many calls of /tokenize.
+    renders: another template; turns_to: another one, as soon as that file is there. tokenizes: otherwise, one of
+    TOKENISATIONS. deaf_ends: its stop ids end nothing. takes_no_ids: finished prompts are passed over. die_after: it
+    ends, and stall_after: it answers no more, after so many calls of /tokenize.
     """
 
     template: Path | None
