@@ -10,7 +10,7 @@ DEV    := $(VENV)/.installed-dev
 .PHONY: help quickstart setup check format test unit oracle fault engines parity parity-demo lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(RUN) ## install, get a small real model, serve it on 127.0.0.1:8080
 	@$(BIN)/unigate quickstart
