@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,25 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def engine(folder: Path, serve: Serve) -> Any:
     """The spec of an engine on a socket in *folder*."""
     uds = str(folder / "e.sock")
-    async with await asyncio.start_unix_server(serve, uds):
+    serving: set[asyncio.Task[None]] = set()
+
+    async def watched(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await serve(reader, writer)
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async with await asyncio.start_unix_server(watched, uds):
         backend = BackendSettings("m", "vllm", folder)
-        yield LaunchSpec(Address(uds=uds), openai_probe(backend))
+        try:
+            yield LaunchSpec(Address(uds=uds), openai_probe(backend))
+        finally:
+            # No connection outlives the test that opened it.
+            if serving:
+                await asyncio.wait(serving)
 
 
 async def prove(folder: Path, serve: Serve, limit_s: float = 20) -> Proof:
