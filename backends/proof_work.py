@@ -23,6 +23,7 @@ from chat_templates.messages import ruled
 from chat_templates.parity import Parity
 from chat_templates.prompts import Prompt, Refused, Seen
 from chat_templates.proof import Handed, Proof, Stops, Strings, concluded, modes_proven
+from chat_templates.proof_cases import PROOF_CASES
 from chat_templates.rendering import TemplateBroken, TemplateRefused
 from chat_templates.tokenizer_strings import tokenizer_strings
 from chat_templates.tokenizing import Tokenizer
@@ -108,7 +109,7 @@ class ProofWork:
             self._notes.append("this engine does not show the prompts that it makes")
             return []
         self._done = 0
-        return await together([self._case(case) for case in CASES])
+        return await together([self._case(case) for case in PROOF_CASES])
 
     async def _case(self, case: Case) -> Comparison:
         context = Context(self._renderer, self._tokenizer, self._pool.from_threads())
@@ -123,7 +124,7 @@ class ProofWork:
             said = await self._seen(conversation)
         comparison = await asyncio.to_thread(compare, case, expected, said, context)
         self._done += 1
-        self._say(f"proving the template: {self._done} of {len(CASES)}")
+        self._say(f"proving the template: {self._done} of {len(PROOF_CASES)}")
         return comparison
 
     def _ruled(self, case: Case) -> Conversation:

@@ -17,6 +17,8 @@ request like it needs."""
 
 
 DIFFERING_SHOWN = 10
+OF_ANY_TEXT = frozenset({"special_text_not_parsed", "other_tokenizer"})
+"""Causes that may be met in any text, whatever the conversation."""
 ENGINE_REFUSES = "engine_refuses"
 """The cause of a mismatch that is no prompt at all."""
 
@@ -73,7 +75,9 @@ def refuted(comparisons: Iterable[Comparison]) -> frozenset[Feature]:
 
 
 def blamed(comparison: Comparison) -> Feature:
-    """The one of its features that a failed *comparison* speaks against."""
+    """The one of its features that a failed *comparison* speaks against; text where any text may be met so."""
+    if comparison.cause is not None and not OF_ANY_TEXT.isdisjoint(comparison.cause.split("+")):
+        return "text"
     return next(feature for feature in BY_BLAME if feature in comparison.features)
 
 

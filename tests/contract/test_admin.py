@@ -250,7 +250,7 @@ def test_a_status_is_complete(gateway: Gateway) -> None:
     assert set(status) == {
         "name", "engine", "state", "phase", "pid", "address", "since_s", "leases", "waiting", "restarts",
         "retry_in_s", "on_demand", "log", "diagnosis", "memory_bytes", "gpus", "idle_s", "is_pinned",
-        "has_given_room", "model", "is_retired",
+        "has_given_room", "model", "is_retired", "parity",
     }  # fmt: skip
     assert Path(status["log"]).is_file()
     assert Path(f"/proc/{status['pid']}").is_dir()

@@ -11,6 +11,7 @@ import pytest
 
 from chat_templates.contract import Contract, Stop, TokenizerFacts
 from chat_templates.contract_file import write_contract
+from chat_templates.proof_cases import PROOF_CASES
 from chat_templates.tokenizing import Tokenizer
 from tests.gateways import START_S, Gateway, fake_model, running_gateway, unigate, until, weights_in
 from tests.oracle.folders import OWN, model_folder
@@ -80,6 +81,17 @@ def test_another_template_fails_the_start(tmp_path: Path) -> None:
             "POST", "/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
         )
         assert "The engine's prompts are not those of the contract" in refused.text
+
+
+def test_an_engine_that_trims_is_not_believed(tmp_path: Path) -> None:
+    """White space about what a user wrote is lost: any request may have it, so none is rendered by the engine."""
+    other = tmp_path / "other.jinja"
+    other.write_text(CHATML.replace("{{ m.content }}", "{{ m.content | trim }}"))
+    with running_gateway(tmp_path, {"m": model(tmp_path, f"renders={other}")}) as gateway:
+        proof = proof_of(gateway)
+        assert set(map(tuple, proof["modes"].values())) == {("tokens",)}
+        causes = {case["case"]: case["cause"] for case in proof["cases"] if case["verdict"] == "mismatch"}
+        assert causes["plain_whitespace"] == "content_trimmed"
 
 
 def test_finished_prompts_save_it(tmp_path: Path) -> None:
@@ -155,7 +167,7 @@ def test_an_engine_that_dies_while_it_is_proven(tmp_path: Path) -> None:
 def test_a_stop_while_it_is_proven(tmp_path: Path) -> None:
     """An engine that hangs in its proof is shown with how far that is, and stops when it is told to."""
     with running_gateway(tmp_path, {"m": model(tmp_path, "stall-after=370")}, is_ready=False) as gateway:
-        until(lambda: " of 42" in gateway.backend("m")["phase"], START_S, "how far the proof is")
+        until(lambda: f" of {len(PROOF_CASES)}" in gateway.backend("m")["phase"], START_S, "how far the proof is")
         assert gateway.backend("m")["state"] == "starting"
         gateway.ask("POST", "/admin/backends/m/unload?wait_s=20")
         assert gateway.backend("m")["state"] == "stopped"
@@ -214,3 +226,18 @@ def test_a_prompt_that_changes_after_the_proof(tmp_path: Path) -> None:
         assert "missing_generation_prompt" in line
         assert "spider" not in gateway.logged()
         assert gateway.metric("unigate_template_parity_samples_total", model="m", result="mismatch") == 1
+
+
+def test_verify_starts_engines_where_no_gateway_runs(tmp_path: Path) -> None:
+    """Each model's engine is started, proven and ended, whatever the policy; the report shows where they part."""
+    other = tmp_path / "other.jinja"
+    other.write_text(WITHOUT_GENERATION_PROMPT)
+    models = {"m": model(tmp_path, f"renders={other}", policy="off")}
+    with running_gateway(tmp_path, models) as gateway:
+        config, environ = gateway.config, gateway.environ
+    seen = unigate("template", "verify", "-c", str(config), cwd=tmp_path, environ=environ)
+    assert seen.returncode == 1
+    assert "no gateway runs: starting the engines for it" in seen.stderr
+    assert "missing_generation_prompt" in seen.stdout
+    assert "is the first that differs:" in seen.stdout
+    assert "the gateway renders, and the engine is given ids" in seen.stdout

@@ -13,6 +13,7 @@ from chat_templates.battery import FEATURES, Feature
 from chat_templates.comparison import Comparison
 from chat_templates.parity import Parity
 from chat_templates.proof import Handed, Proof, Stops, Strings, blamed, concluded, modes_proven, refuted
+from chat_templates.proof_cases import PROOF_CASES
 
 TOKENS = Handed("tokens", frozenset(FEATURES))
 
@@ -36,6 +37,21 @@ def test_a_failure_speaks_against_what_is_special_about_it() -> None:
     assert refuted([*EACH, compared("system", "multi_turn", "tools", verdict="mismatch")]) == {"tools"}
     assert refuted([*EACH, compared("system", verdict="mismatch")]) == {"system"}
     assert modes(*EACH, compared(verdict="mismatch")) == {}
+
+
+@pytest.mark.parametrize("cause", ["other_tokenizer", "trailing_newline+special_text_not_parsed"])
+def test_what_may_be_in_any_text_speaks_against_all(cause: str) -> None:
+    """A text that is tokenised otherwise with tools is tokenised otherwise without them."""
+    assert refuted([*EACH, compared("tools", verdict="mismatch", cause=cause)]) == {"text"}
+
+
+def test_each_feature_alone_has_contents_that_differ() -> None:
+    """An engine that trims what users write is found out in a plain conversation, and is not believed in any."""
+    alone = {case.features - {"text"} for case in PROOF_CASES if "whitespace" in case.name and len(case.features) <= 2}
+    assert alone == {
+        frozenset(feature) for feature in ((), ("system",), ("multi_turn",), ("reasoning_history",), ("tools",))
+    }
+    assert len({case.name for case in PROOF_CASES}) == len(PROOF_CASES)
 
 
 def test_one_reason_is_enough() -> None:
