@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backends.adapter import Call
+from backends.adapter import Body, Call
 from backends.prompting import SeePlan, VersionPlan, Witness
 from backends.seen import body_of
 from backends.settings import BackendSettings
@@ -18,8 +18,23 @@ def see(backend: BackendSettings, conversation: Conversation) -> SeePlan:
 
     /v1/chat/completions/render would show the request's checks too, but only with --enable-scale-out.
     """
-    answer = yield Call("POST", "/tokenize", {**body_of(backend, conversation), "add_special_tokens": False})
+    body = body_of(backend, conversation)
+    messages = [_as_the_chat_endpoint_has_it(one) for one in body["messages"]]
+    answer = yield Call("POST", "/tokenize", {**body, "messages": messages, "add_special_tokens": False})
     return Seen(ids=tuple(answer["tokens"]))
+
+
+def _as_the_chat_endpoint_has_it(message: Body) -> Body:
+    """*message* with the one name for reasoning that /tokenize reads.
+
+    The chat endpoint renames ``reasoning_content`` before anything else, /tokenize does not, and drops it
+    (entrypoints/openai/chat_completion/protocol.py _normalize_messages_before).
+    """
+    named = dict(message)
+    thought = named.pop("reasoning_content", None)
+    if thought is not None and named.get("reasoning") is None:
+        named["reasoning"] = thought
+    return named
 
 
 def see_version() -> VersionPlan:

@@ -50,6 +50,15 @@ def test_vllm_shows_ids() -> None:
     assert call.body == {"model": "m", "messages": list(HELLO.messages), "add_special_tokens": False}
 
 
+def test_vllm_is_asked_with_its_name_for_reasoning() -> None:
+    """/tokenize would drop `reasoning_content`, which the chat endpoint renames."""
+    said = [{"role": "assistant", "content": "A", "reasoning_content": "R"}]
+    (call,), _ = driven(ADAPTERS["vllm"].see(backend("vllm"), Conversation(said)), {"tokens": []})
+    assert call.body is not None
+    assert call.body["messages"] == [{"role": "assistant", "content": "A", "reasoning": "R"}]
+    assert "reasoning" not in said[0]
+
+
 def test_llamacpp_shows_ids_in_two_steps() -> None:
     """The rendered text is tokenised with what the vocabulary adds, as its chat endpoint does."""
     calls, seen = driven(ADAPTERS["llamacpp"].see(backend("llamacpp"), HELLO), {"prompt": "Hi"}, {"tokens": [1, 5]})
