@@ -41,6 +41,17 @@ tests.parity`), which fails where any conversation is served with another prompt
 - vLLM and LMDeploy serve all templates from one process each, the template coming with every request, which no gateway
   allows; llama.cpp is started anew for each template. LMDeploy's two CUDA engines are replaced by one for the CPU
   (`tests/engines/lmdeploy_cpu.py`); its server, its prompt code and its tokenizer are its own.
+
+How to read it:
+
+- The gateway decides by kind of request, not by conversation: where one conversation with tools shows another prompt,
+  none with tools is left to the engine. So more is sent as ids than differs.
+- **llama.cpp renders most of these templates rightly, and is given ids all the same**: with SmolLM2's tokenizer it
+  makes other tokens than the tokenizer's own library of a digit after several line ends or spaces (`7\\n\\n8`), which
+  the proof finds out with its texts. Ids have no such difference; but the endpoint that takes them has no tools: those
+  get 409.
+- LMDeploy shows none of its prompts, so it is always given ids.
+- vLLM refuses `tools: []`, and llama.cpp an answer of the assistant that has no content.
 """
 
 

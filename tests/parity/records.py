@@ -16,7 +16,7 @@ from tests.engines.environment import ROOT
 from tests.parity.observation import Observation
 
 _DECIDING = (
-    "backends/engines/*.py",
+    "backends/engines/ENGINE*.py",
     "backends/completion_as_chat.py",
     "backends/contract_texts.py",
     "backends/seen.py",
@@ -32,7 +32,7 @@ _DECIDING = (
     "chat_templates/tokenizer_strings.py",
     "chat_templates/tokenizing.py",
     "requirements/dev.txt",
-    "requirements/engine-*.txt",
+    "requirements/engine-ENGINE.txt",
     "tests/parity/contracts.py",
     "tests/parity/hosts.py",
     "tests/parity/observation.py",
@@ -63,7 +63,7 @@ class Records:
         partial.rename(path)
 
     def _path(self, engine: str, contract: Contract) -> Path:
-        return self.folder / f"{engine}-{contract.hash[:16]}-{code_digest()}.json"
+        return self.folder / f"{engine}-{contract.hash[:16]}-{code_digest(engine)}.json"
 
 
 def default_folder() -> Path:
@@ -72,10 +72,10 @@ def default_folder() -> Path:
 
 
 @cache
-def code_digest() -> str:
-    """Twelve hexadecimal digits of all of that."""
+def code_digest(engine: str) -> str:
+    """For *engine*, twelve hexadecimal digits of all of that."""
     digest = hashlib.sha256()
     for pattern in _DECIDING:
-        for path in sorted(ROOT.glob(pattern)):
+        for path in sorted(ROOT.glob(pattern.replace("ENGINE", engine))):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -57,11 +57,11 @@ def summary(results: Results, engines: Sequence[Engine]) -> Iterator[str]:
     yield _row("templates", (sum(1 for _ in results.of(engine.key)) for engine in engines))
     yield _row("conversations in all", (sum(counts[engine.key].values()) for engine in engines))
     labels: Mapping[Outcome, str] = {
-        "exact": "exact, as the engine renders it",
-        "by ids": "exact, by ids that the gateway made",
-        "refused": "refused, as the template or the contract's rules say (400)",
-        "engine refuses": "refused by the engine (its 400)",
-        "caught": "mismatch caught, not served (409)",
+        "exact": "exact, rendered by the engine",
+        "by ids": "exact, by ids from the gateway",
+        "refused": "refused by the template or the contract's rules (400)",
+        "engine refuses": "refused by the engine (its own error)",
+        "caught": "mismatch caught, and not served (409)",
         "silent": "**silent mismatch**",
     }
     for outcome, label in labels.items():
@@ -85,7 +85,7 @@ def alone(results: Results, engines: Sequence[Engine]) -> Iterator[str]:
         (sum(one.wanted != "prompt" for one in wrong[engine.key]) for engine in engines),
     )
     yield _row(
-        "taken for a mismatch, and none (served by ids all the same)",
+        "the template's prompt, though its own account says another",
         (sum(map(is_false_alarm, of[engine.key])) for engine in engines),
     )
 

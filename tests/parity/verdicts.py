@@ -10,10 +10,10 @@ Outcome = Literal["exact", "by ids", "refused", "engine refuses", "caught", "sil
 
 OUTCOMES: dict[Outcome, str] = {
     "exact": "the engine makes the contract's prompt, and it was seen to be given to the model",
-    "by ids": "the engine does not make it, or does not show it; the gateway does, and the model was given those ids",
+    "by ids": "nothing proves that the engine makes it; the gateway does, and the model was given those ids",
     "refused": "the contract's template or rules refuse the conversation: the client gets 400, and no engine is asked",
-    "engine refuses": "the engine itself refuses the request: the client gets its 400",
-    "caught": "the engine makes another prompt, and can be given none that is finished: the client gets 409",
+    "engine refuses": "the engine itself refuses the request, and the client gets its error",
+    "caught": "nothing proves that the engine makes it, and it takes no ids for such a request: the client gets 409",
     "silent": "the client was served as if all were well, and the model was given another prompt",
 }
 
