@@ -1,5 +1,7 @@
-"""APIs other than OpenAI's chat that a client may speak to us. Each is translated to a chat request here, and its answer
-back, so that whatever holds for chats (templates, limits, normalisation, metrics) holds for all of them.
+"""APIs other than OpenAI's chat that a client may speak to us.
+
+Each is translated to a chat request here, and its answer back, so that whatever holds for chats (templates, limits,
+normalisation, metrics) holds for all of them.
 
 A translation has no I/O and knows no engine. It reads what our own relay writes, so its input is well-formed.
 """

@@ -18,7 +18,7 @@ from gateway.keys import Keyring
 from gateway.metrics import Metrics
 from gateway.model_list import ModelList
 from gateway.readiness import Readiness
-from gateway.serving import GENERATION, JSON, TOKENIZE, Serving, request_id_of
+from gateway.serving import GENERATION, JSON, TOKENIZING, Serving, request_id_of
 
 MODELS = "/v1/models"
 GET = ("GET", "HEAD")
@@ -53,7 +53,7 @@ class FrontDoor:
         if scope["type"] != "http":
             return
         path: str = scope["path"]
-        if path in GENERATION or path == TOKENIZE:
+        if path in GENERATION or path in TOKENIZING:
             if scope["method"] == "POST":
                 await self._serving(scope, receive, send)
             else:

@@ -51,7 +51,9 @@ class MessagesReply:
     # whole answers
 
     def whole(self, answer: Json) -> Json:
-        """A whole chat completion as a message."""
+        """A whole chat completion as a message; a count of tokens as one."""
+        if "count" in answer:
+            return {"input_tokens": answer["count"]}
         choice = answer["choices"][0]
         said = choice["message"]
         content: list[Json] = []

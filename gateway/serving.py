@@ -37,6 +37,8 @@ from backends.translation import Translated, Untranslatable
 from chat_templates.prompts import Prompt
 from gateway.affinity import affinity
 from gateway.client import Client, ClientGone, Headers, Receive, Scope, Send
+from gateway.client_api import ClientApi, TranslatedClient
+from gateway.client_apis import CLIENT_APIS, COUNT_TOKENS
 from gateway.contracted import (
     ContractedChat,
     allowed_modes,
@@ -61,7 +63,7 @@ from gateway.errors import (
     from_upstream,
     translate,
 )
-from gateway.keys import Caller, Keyring
+from gateway.keys import BEARER, Caller, Keyring
 from gateway.metrics import Metrics
 from gateway.normalisation import appearance, normalise_request
 from gateway.observation import SHORT_HASH, STATUS_CLIENT_GONE, Observation, log_line
@@ -81,8 +83,12 @@ from gateway.upstream_errors import (
     UpstreamError,
 )
 
-GENERATION = {f"/v1/{endpoint}": endpoint for endpoint in ("chat/completions", "completions", "embeddings")}
+GENERATION = {
+    **{f"/v1/{endpoint}": endpoint for endpoint in ("chat/completions", "completions", "embeddings")},
+    **{path: CHAT for path in CLIENT_APIS if path != COUNT_TOKENS},
+}
 TOKENIZE = "/tokenize"
+TOKENIZING = frozenset({TOKENIZE, COUNT_TOKENS})
 TOKENIZE_ONLY = frozenset({"add_special_tokens", "return_token_strs"})
 """Parameters that only /tokenize has; a contract's prompt has its special tokens already."""
 TOKENIZE_LIMIT_BYTES = 64 * 1024 * 1024
@@ -135,16 +141,17 @@ class Serving:
         await self._sampling.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one POST to a path of GENERATION or to TOKENIZE."""
+        """Serve one POST to a path of GENERATION or of TOKENIZING."""
         path: str = scope["path"]
-        client = Client(scope, receive, send, self.limits.patience_s)
+        api = CLIENT_APIS.get(path)
+        client = _client(api, scope, receive, send, self.limits.patience_s)
         seen = Observation(
             request_id=request_id_of(client),
             endpoint=path,
             received_at=clock(),
         )
         try:
-            await self._serve(path, client, seen)
+            await self._serve(path, api, client, seen)
         except ClientGone:
             seen.status = STATUS_CLIENT_GONE
         except GatewayError as problem:
@@ -156,27 +163,30 @@ class Serving:
         finally:
             self._account(seen)
 
-    async def _serve(self, path: str, client: Client, seen: Observation) -> None:
-        caller = self._admit(client)
+    async def _serve(self, path: str, api: ClientApi | None, client: Client, seen: Observation) -> None:
+        caller = self._admit(client, api)
         seen.caller = caller.name
         seen.phase = "read"
         raw = await client.read_body(self.limits.body_bytes)
         envelope = read_envelope(raw, client.header(b"content-type"))
+        if api is not None and isinstance(client, TranslatedClient):
+            client.reply = api.reply(envelope.body, secrets.token_hex(12))
+            envelope = replace(envelope, body=api.request(envelope.body), wants_usage=True)
         seen.is_stream = envelope.is_stream
         seen.phase = "resolve"
         route = self._routes.resolve(envelope.model, caller)
         seen.model, seen.engine, seen.contract = route.model, route.backend.engine, _contract_hash(route)
         with self._metrics.in_flight(route.model, route.backend.engine).track_inprogress():
-            if path == TOKENIZE:
+            if path in TOKENIZING:
                 await self._tokenize(client, seen, route, envelope)
             else:
                 await self._generate(client, seen, route, envelope, GENERATION[path])
 
-    def _admit(self, client: Client) -> Caller:
+    def _admit(self, client: Client, api: ClientApi | None) -> Caller:
         if self.is_draining:
             message = "the gateway is shutting down"
             raise Unavailable(message, code="draining", headers=[(b"retry-after", b"5"), (b"connection", b"close")])
-        return self._keyring.admit(client.header(b"authorization"))
+        return self._keyring.admit(_authorization(client, api))
 
     async def _generate(
         self, client: Client, seen: Observation, route: Route, envelope: Envelope, endpoint: str
@@ -525,6 +535,20 @@ def _upstream_headers(upstream_id: str, authorization: str) -> Headers:
     if authorization:
         headers.append((b"authorization", authorization.encode()))
     return headers
+
+
+def _client(api: ClientApi | None, scope: Scope, receive: Receive, send: Send, patience_s: float) -> Client:
+    if api is None:
+        return Client(scope, receive, send, patience_s)
+    # Until the request is read, nothing but an error can be its answer.
+    return TranslatedClient(scope, receive, send, patience_s, api.reply({}, ""))
+
+
+def _authorization(client: Client, api: ClientApi | None) -> bytes | None:
+    """The client's key as OpenAI's clients send it, wherever its own API has it."""
+    given = client.header(b"authorization")
+    key = client.header(api.key_header) if api is not None and given is None else None
+    return BEARER + key if key is not None else given
 
 
 def _tokenize_request(envelope: Envelope) -> TokenizeRequest:
