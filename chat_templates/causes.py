@@ -54,8 +54,18 @@ class Explanation:
         return "; ".join(change.detail for change in self.changes if change.detail)
 
 
-def explain(conversation: Conversation, expected: str, seen: str, bos: str, render: RenderText) -> Explanation | None:
-    """Why *seen* is not *expected*, which *render* makes of *conversation*; None where nothing explains it."""
+def explain(
+    conversation: Conversation,
+    expected: str,
+    seen: str,
+    bos: str,
+    render: RenderText,
+    is_seen: Callable[[str], bool],
+) -> Explanation | None:
+    """Why *seen* is not *expected*, which *render* makes of *conversation*; None where nothing explains it.
+
+    is_seen: whether a text is the engine's prompt; *seen* is as near to that as it can be read.
+    """
     changes = [
         *_before(conversation),
         *_after(expected, seen, bos),
@@ -64,13 +74,14 @@ def explain(conversation: Conversation, expected: str, seen: str, bos: str, rend
     ]
     made = {id(change): _made(change, conversation, expected, render) for change in changes}
     for change in changes:
-        if made[id(change)] == seen:
+        text = made[id(change)]
+        if text is not None and is_seen(text):
             return Explanation([change])
     if _same_but_dates(expected, seen):
         return Explanation([Change("date")])
     for one, other in itertools.islice(_pairs([one for one in changes if made[id(one)] is not None]), PAIRS_LIMIT):
         both = _made_by_two(one, other, conversation, made[id(one)], render)
-        if both is not None and both == seen:
+        if both is not None and is_seen(both):
             return Explanation([one, other])
     return _by_its_place(conversation, expected, seen, render)
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from chat_templates.battery import Case, Feature
 from chat_templates.causes import explain
-from chat_templates.conversation import Conversation
+from chat_templates.conversation import Conversation, ConversationInvalid
 from chat_templates.fixes import fixes, meaning
 from chat_templates.prompts import Prompt, Refused, Seen
-from chat_templates.rendering import Rendered, Renderer
-from chat_templates.tokenizing import Tokenizer
+from chat_templates.rendering import Rendered, Renderer, TemplateBroken, TemplateRefused
+from chat_templates.tokenizing import TextUnencodable, Tokenizer
 from chat_templates.visible import around, parting, visible
 
 Verdict = Literal["exact", "mismatch", "refused"]
@@ -133,18 +133,41 @@ def _by_ids(case: Case, text: str, expected: Sequence[int], seen: Seen, context:
     first = parting(expected, seen.ids)
     if context.tokenizer is None:
         return _mismatch(case, "ids", UNKNOWN, first_token=first)
-    tokenizer = context.tokenizer
-    made = tokenizer.decode(seen.ids)
+    tokenizer, ids = context.tokenizer, seen.ids
+    read = _reading(tokenizer, text, expected)
+    made = read(ids)
     window = Window(
         max(0, first - TOKENS_AROUND),
         _tokens(expected, first, tokenizer),
-        _tokens(seen.ids, first, tokenizer),
+        _tokens(ids, first, tokenizer),
     )
     shown: dict[str, Any] = {"first_token": first, "window": window}
-    if made == tokenizer.decode(expected):
-        return _mismatch(case, "ids", _tokenised_otherwise(expected, seen.ids, tokenizer), **shown)
-    cause, detail = _why(case, text, made, context)
+    if made == read(expected):
+        return _mismatch(case, "ids", _tokenised_otherwise(expected, ids, tokenizer), **shown)
+    is_seen = made.__eq__ if read(expected) == text else _having(ids, tokenizer)
+    cause, detail = _why(case, text, made, context, is_seen)
     return _mismatch(case, "ids", cause, detail=detail, texts=_parted(text, made), **shown)
+
+
+def _reading(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> Callable[[Sequence[int]], str]:
+    """The way of decoding that gives *text* back for its own *ids*; the usual one where none does.
+
+    SentencePiece's tokenizers put a space in front of a text, and some of them after each special token too. Decoded
+    as a whole that one stays; what stands between two special tokens, decoded by itself, has it taken away.
+    """
+    return tokenizer.decode_between_special if tokenizer.decode_between_special(ids) == text else tokenizer.decode
+
+
+def _having(ids: Sequence[int], tokenizer: Tokenizer) -> Callable[[str], bool]:
+    """Whether a text has just these *ids*, for tokenizers that lose something of their texts."""
+
+    def has(text: str) -> bool:
+        try:
+            return tokenizer.encode(text) == list(ids)
+        except TextUnencodable:
+            return False
+
+    return has
 
 
 def _tokens(ids: Sequence[int], at: int, tokenizer: Tokenizer) -> list[tuple[int, str]]:
@@ -165,11 +188,23 @@ def _parted(expected: str, seen: str) -> tuple[str, str]:
     return around(expected, index), around(seen, index)
 
 
-def _why(case: Case, expected: str, seen: str, context: Context) -> tuple[str, str]:
+def _why(
+    case: Case, expected: str, seen: str, context: Context, is_seen: Callable[[str], bool] | None = None
+) -> tuple[str, str]:
     bos = context.renderer.special_tokens.get("bos_token", "")
+    front = bos if _lacks_bos(case, expected, context) else ""
 
     def render(conversation: Conversation) -> str:
-        return context.render(context.renderer, conversation).text
+        return front + context.render(context.renderer, conversation).text
 
-    found = explain(case.conversation, expected, seen, bos, render)
+    found = explain(case.conversation, expected, seen, bos, render, is_seen or seen.__eq__)
     return (UNKNOWN, "") if found is None else (found.code, found.details)
+
+
+def _lacks_bos(case: Case, expected: str, context: Context) -> bool:
+    """Whether the template leaves the BOS, with which *expected* begins, to the tokenizer."""
+    try:
+        text = context.render(context.renderer, case.conversation).text
+    except (TemplateRefused, TemplateBroken, ConversationInvalid):
+        return False
+    return text != expected and expected.endswith(text)

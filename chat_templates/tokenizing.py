@@ -8,6 +8,7 @@ for the proof at load, which compares them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of *ids*, special tokens written out."""
         return self._core.decode(list(ids), skip_special_tokens=False)
+
+    def decode_between_special(self, ids: Sequence[int]) -> str:
+        """As `decode`, but what stands between two special tokens is decoded by itself."""
+        special = self.special_ids
+        runs = [list(run) for _, run in itertools.groupby(ids, special.__contains__)]
+        parts = [each for run in runs for each in ([[id_] for id_ in run] if run[0] in special else [run])]
+        return "".join(self.decode(part) for part in parts)
 
     @property
     def control_tokens(self) -> frozenset[str]:
