@@ -17,37 +17,25 @@ the configuration exchanges (routes, keys, limits) each request looks up anew, a
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter as clock  # not loop.time(): uvloop's stands still for whole milliseconds
-from typing import Any
 from urllib.parse import quote
 
 import orjson
 
-from backends.adapter import Given, TokenizeRequest, Unsupported
+from backends.adapter import TokenizeRequest, Unsupported
 from backends.dialect import CHAT
 from backends.fleet import NO_NAMES, Fleet
 from backends.lease import BackendUnavailable, Lease
-from backends.translation import Translated, Untranslatable
-from chat_templates.prompts import Prompt
 from gateway.affinity import affinity
 from gateway.client import Client, ClientGone, Headers, Receive, Scope, Send
 from gateway.client_api import ClientApi, TranslatedClient
 from gateway.client_apis import CLIENT_APIS, COUNT_TOKENS
-from gateway.contracted import (
-    ContractedChat,
-    allowed_modes,
-    can_refuse,
-    contracted_chat,
-    unproven,
-    ways,
-    with_contract_defaults,
-)
+from gateway.contracted import contracted_chat
 from gateway.enforcement import enforce
 from gateway.envelope import Envelope, read_envelope
 from gateway.errors import (
@@ -56,7 +44,6 @@ from gateway.errors import (
     BadRequest,
     GatewayError,
     InternalError,
-    ParityUnproven,
     Unavailable,
     UnknownPath,
     from_unavailable,
@@ -65,9 +52,10 @@ from gateway.errors import (
 )
 from gateway.keys import BEARER, Caller, Keyring
 from gateway.metrics import Metrics
-from gateway.normalisation import appearance, normalise_request
+from gateway.normalisation import appearance
 from gateway.observation import SHORT_HASH, STATUS_CLIENT_GONE, Observation, log_line
 from gateway.parity_sampling import ParitySampling
+from gateway.preparing import Preparing, as_leased
 from gateway.prompts import Prompts
 from gateway.relaying import relay
 from gateway.routing import Route, Routes
@@ -131,7 +119,7 @@ class Serving:
         self._metrics = metrics
         self._prompts = prompts
         self._sampling = ParitySampling(prompts, metrics.sampled)
-        self._said_unproven: set[tuple[str, str]] = set()
+        self._preparing = Preparing(prompts)
         self.limits = limits
         self.access_log = access_log
         self.is_draining = False
@@ -194,18 +182,18 @@ class Serving:
         if endpoint not in route.adapter.endpoints:
             raise UnknownPath(f"the engine of {route.model} has no /v1/{endpoint}", code="endpoint_not_supported")
         seen.phase = "enforce"
-        prepared = await self._prepare(envelope, route, endpoint)
+        prepared = await self._preparing.prepared(envelope, route, endpoint)
         upstream_id = _upstream_id(seen.request_id)
 
         async def forward_and_relay(lease: Lease) -> bool:
             nonlocal prepared
-            if (now := _as_leased(self._routes.now(prepared.route), lease)) is not prepared.route:
-                prepared = await self._prepare(envelope, now, endpoint)  # reloaded while we waited
+            if (now := as_leased(self._routes.now(prepared.route), lease)) is not prepared.route:
+                prepared = await self._preparing.prepared(envelope, now, endpoint)  # reloaded while we waited
             route = prepared.route
             seen.contract = _contract_hash(route)
             headers = _upstream_headers(upstream_id, lease.authorization)
-            # Anew for each attempt: a translation reads one answer.
-            given = await self._given(prepared, endpoint, lease, seen)
+            seen.phase = "enforce"
+            given, seen.prompt_mode = await self._preparing.given(prepared, lease)
             translated = given.translated
             target = translated.target if translated is not None else f"{lease.address.base_path}/{endpoint}"
             body = translated.body if translated is not None else given.body or {}
@@ -242,64 +230,6 @@ class Serving:
             belongs_with = affinity(endpoint, envelope.body, client.header, seen.caller)
         await self._with_lease(client, seen, route, forward_and_relay, belongs_with)
         seen.status = 200
-
-    async def _prepare(self, envelope: Envelope, route: Route, endpoint: str) -> _Prepared:
-        """Raises GatewayError."""
-        body = enforce(envelope, route)
-        chat = None
-        if (prompting := route.backend.prompting) is not None:
-            body = with_contract_defaults(body, prompting.contract, route.adapter.dialect, endpoint)
-            if endpoint == CHAT:
-                chat = contracted_chat(body, prompting.contract, await self._prompts.control_tokens(prompting))
-                body = {**chat.body, **route.served.fields}
-        asked = normalise_request(body, route.adapter.dialect, endpoint, ignores=route.ignores_unsupported)
-        if chat is None:
-            _translated(route, endpoint, asked.body)  # what cannot be said, is refused before anything is loaded for it
-        return _Prepared(route, asked.body, asked.ignored, chat)
-
-    async def _given(self, prepared: _Prepared, endpoint: str, lease: Lease, seen: Observation) -> Given:
-        """The request as the leased engine gets it: with a finished prompt, or to be rendered. Raises GatewayError."""
-        route, chat, prompting = prepared.route, prepared.chat, prepared.route.backend.prompting
-        if chat is None or prompting is None:
-            return _native(prepared, endpoint)
-        seen.phase = "enforce"
-        features = chat.features
-        proven = ways(prompting, lease.parity, features, has_variables=bool(chat.variables))
-        unsure = [mode for mode in allowed_modes(prompting) if mode not in proven] if prompting.policy == "warn" else []
-        prompt: Prompt | None = None
-        for mode in (*proven, *unsure):
-            if mode == "native":
-                if prompt is None and can_refuse(prompting.contract):
-                    # Engines lose refusals: llama.cpp merges a system message that the template has no place for.
-                    await self._prompts.render(prompting, chat)
-                given: Given | None = _native(prepared, endpoint)
-            else:
-                prompt = prompt or await self._prompts.prompt(prompting, chat)
-                given = await asyncio.to_thread(_finished, route, endpoint, prepared.asked, prompt)
-            if given is not None and given.mode == mode:
-                if mode in unsure:
-                    self._warn_unproven(route, unproven(prompting, lease.parity, features))
-                seen.prompt_mode = mode if mode in proven else "unproven"
-                return given
-        if proven:
-            message = f"{lease.engine} takes no finished prompt for what this request asks, and no other way is proven"
-        else:
-            missing = ", ".join(unproven(prompting, lease.parity, features))
-            message = (
-                f"it is not proven that {lease.engine} is given the prompt of this model's contract for: {missing}"
-            )
-        raise ParityUnproven(f"{message} (`unigate template verify` says why)", param="messages")
-
-    def _warn_unproven(self, route: Route, missing: Sequence[str]) -> None:
-        features = ", ".join(missing)
-        if (route.model, features) not in self._said_unproven:
-            self._said_unproven.add((route.model, features))
-            _log.warning(
-                "%s is served though its contract's prompt is not proven on %s for: %s",
-                route.model,
-                route.backend.engine,
-                features,
-            )
 
     async def _with_lease(
         self,
@@ -429,38 +359,6 @@ class Serving:
             _access.info("%s", log_line(seen))
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A request as the engine of *route* is to get it; *ignored* parameters were left out."""
-
-    route: Route
-    asked: dict[str, Any]
-    ignored: Sequence[str]
-    chat: ContractedChat | None = None
-    """A chat whose prompt is a contract's."""
-
-
-def _as_leased(route: Route, lease: Lease) -> Route:
-    """*route* under the contract that the leased run was started with."""
-    if lease.prompting == route.backend.prompting:
-        return route
-    return replace(route, backend=replace(route.backend, prompting=lease.prompting))
-
-
-def _native(prepared: _Prepared, endpoint: str) -> Given:
-    """The request to an engine that renders for itself. Raises BadRequest."""
-    translated = _translated(prepared.route, endpoint, prepared.asked)
-    return Given("native", None if translated is not None else prepared.asked, translated)
-
-
-def _finished(route: Route, endpoint: str, body: dict[str, Any], prompt: Prompt) -> Given | None:
-    """The request with a finished prompt, where the engine takes one for it. Raises BadRequest. Blocks."""
-    try:
-        return route.adapter.given(route.backend, endpoint, body, prompt)
-    except Untranslatable as problem:
-        raise BadRequest(str(problem), param=problem.param, code=problem.code) from problem
-
-
 def _contract_hash(route: Route) -> str | None:
     return route.backend.prompting.contract.hash if route.backend.prompting is not None else None
 
@@ -505,14 +403,6 @@ def _own_headers(seen: Observation) -> Headers:
 def _ignored_header(names: Sequence[str]) -> Headers:
     """Which parameters were left out, because the engine does not honour them and the operator wants it so."""
     return [(b"x-unigate-ignored-params", ", ".join(names).encode())] if names else []
-
-
-def _translated(route: Route, endpoint: str, body: dict[str, Any]) -> Translated | None:
-    """*body* in the API of the route's engine, None where that is OpenAI's. Raises BadRequest."""
-    try:
-        return route.adapter.translate(route.backend, endpoint, body)
-    except Untranslatable as problem:
-        raise BadRequest(str(problem), param=problem.param, code=problem.code) from problem
 
 
 def _upstream_id(request_id: str) -> str:

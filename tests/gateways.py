@@ -166,6 +166,12 @@ class Gateway:
             state: dict[str, int] = client.get("/__state").json()
             return state
 
+    def last_body(self, model: str) -> Any:
+        """The last request for an answer that the fake engine of *model* was sent."""
+        uds = self.backend(model)["address"].removeprefix("unix:")
+        with httpx.Client(transport=httpx.HTTPTransport(uds=uds), base_url="http://localhost") as client:
+            return client.get("/__last").json()["body"]
+
     def until_idle(self, model: str, within_s: float = ANSWER_S) -> dict[str, int]:
         """Wait until nothing is under way for *model*: not here, not in its engine. Returns the engine's counts."""
 

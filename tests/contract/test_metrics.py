@@ -30,6 +30,8 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "unigate_backend_failures": ("counter", {*BACKEND, "reason"}),
     "unigate_backend_restarts": ("counter", {*BACKEND, "reason"}),
     "unigate_backend_start_seconds": ("histogram", BACKEND),
+    "unigate_contract_info": ("gauge", {"model", "hash"}),
+    "unigate_prompt_mode": ("counter", {*MODEL, "mode"}),
     "unigate_swaps": ("counter", {*BACKEND, "how"}),
     "unigate_memory_claimed_bytes": ("gauge", BACKEND),
     "unigate_gpu_memory_bytes": ("gauge", {"gpu", "kind"}),
@@ -42,12 +44,14 @@ SILENT_UNTIL_IT_HAPPENS = {
     "unigate_client_disconnects",
     "unigate_backend_restarts",
     "unigate_backend_failures",
+    "unigate_contract_info",
+    "unigate_prompt_mode",
     "unigate_swaps",
     "unigate_gpu_memory_bytes",
     "unigate_retries",
     "unigate_reloads",
 }
-"""Without a failure or a reload these have no sample, so their labels are proven where it happens."""
+"""Without a failure, a reload or a contract these have no sample, so their labels are proven where it happens."""
 
 
 def test_names_types_and_labels(gateway: Gateway) -> None:

@@ -37,6 +37,8 @@ class FakeServer:
             template = prompts.renders or prompts.template
             self._templated = Templated.read(template, prompts)
         self._is_asleep = False
+        self._last: object = None
+        """The body of the last generation that was no probe, shown at ``/__last``."""
 
     async def listen(self, place: Place) -> asyncio.Server:
         """Begin to listen. Raises OSError when the place is taken. The caller closes the server."""
@@ -77,6 +79,8 @@ class FakeServer:
             await connection.send_whole(HTTPStatus.OK, {"is_sleeping": self._is_asleep})
         elif path == "/__state":
             await connection.send_whole(HTTPStatus.OK, self.activity.as_json())
+        elif path == "/__last":
+            await connection.send_whole(HTTPStatus.OK, {"body": self._last})
         else:
             await connection.send_whole(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
 
@@ -99,6 +103,7 @@ class FakeServer:
                 wanted = self._templated.after(ids, wanted, body)
             if body.get("max_tokens") == READINESS_MAX_TOKENS and not self._faults.fault_probe:
                 return await self._send_faultless(wanted, connection)
+            self._last = body
             with self.activity.generation():
                 await self._generate(wanted, connection)
         elif request.path in SLEEPING:
