@@ -370,6 +370,7 @@ THINKING = (
 def _after(expected: str, seen: str, bos: str) -> Iterator[Change]:
     if bos:
         yield Change("double_bos", after=lambda text: bos + text if text.startswith(bos) else None)
+        yield Change("added_bos", after=lambda text: None if text.startswith(bos) else bos + text)
         yield Change("missing_bos", after=lambda text: text.removeprefix(bos) if text.startswith(bos) else None)
     yield Change("trailing_newline", after=lambda text: seen if text.rstrip() == seen.rstrip() else None)
     for thinking in THINKING:

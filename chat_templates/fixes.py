@@ -31,6 +31,13 @@ MEANINGS: Mapping[str, Meaning] = {
             "ollama": "set tokenizer.ggml.add_bos_token to false in the GGUF file",
         },
     ),
+    "added_bos": Meaning(
+        "puts a BOS in front, where the contract has none",
+        {
+            "llamacpp": "set tokenizer.ggml.add_bos_token to false in the GGUF file",
+            "ollama": "set tokenizer.ggml.add_bos_token to false in the GGUF file",
+        },
+    ),
     "missing_bos": Meaning(
         "leaves the BOS out", {"llamacpp": "set tokenizer.ggml.add_bos_token to true in the GGUF file"}
     ),

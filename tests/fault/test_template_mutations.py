@@ -62,6 +62,7 @@ LAST = "{% if loop.last or loop.nextitem.role != m.role %}"
 
 MUTATIONS: Mapping[str, Mutation] = {
     "double_bos": Mutation(template(head="{{ bos_token }}{{ bos_token }}")),
+    "added_bos": Mutation(template(), ours=template(head="")),
     "missing_bos": Mutation(template(head="")),
     "missing_generation_prompt": Mutation(template(answer="")),
     "extra_generation_prompt": Mutation(template(), ours=template(answer="")),

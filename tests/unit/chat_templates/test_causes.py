@@ -130,6 +130,13 @@ def test_what_was_put_in_is_named(cause: str, name: str, inject: Callable[[Case]
     assert (found.verdict, found.cause) == ("mismatch", cause)
 
 
+def test_a_bos_that_the_contract_has_not_is_named() -> None:
+    """A template without a BOS, on an engine whose tokenizer adds one."""
+    bare = replace(RENDERER, templates={"default": THINKING.removeprefix("{{ bos_token }}")})
+    case = BY_NAME["user"]
+    assert compared(case, f"<s>{said(case, bare)}", bare).cause == "added_bos"
+
+
 def test_thinking_that_is_missing_is_named() -> None:
     """A template that begins answers with thinking, on an engine that does not."""
     thinking = replace(RENDERER, templates={"default": THINKING + "{% if add_generation_prompt %}<think>\n{% endif %}"})
