@@ -85,7 +85,7 @@ def test_an_engine_that_is_given_the_prompt_gets_its_ids(gateway: Gateway, folde
 def test_streams_are_given_the_prompt_too(gateway: Gateway, folder: Path) -> None:
     """The same ids, and an answer piece by piece."""
     with gateway.openai() as client:
-        stream = client.chat.completions.create(model="strict", messages=[USER], stream=True)  # type: ignore[list-item]
+        stream: Any = client.chat.completions.create(model="strict", messages=[USER], stream=True)  # type: ignore[list-item]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
     assert text.startswith("word0 ")
     assert gateway.last_body("strict")["kv_transfer_params"] == {"prompt_token_ids": ids_of(folder, "tuned", USER)}
