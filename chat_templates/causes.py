@@ -149,6 +149,9 @@ def _before(conversation: Conversation) -> Iterator[Change]:
         if not rules.are_none:
             shown = ", ".join(f"{role} {rule}" for role, rule in rules.by_role().items() if rule != "none")
             yield Change("content_trimmed", _calling(_each_text, rules.trimmed), detail=shown)
+    for side, cut in {"both": str.strip, "left": str.lstrip, "right": str.rstrip}.items():
+        yield Change("content_trimmed", _calling(_each_text, _cut_of("tool", cut)), detail=f"tool {side}")
+        yield Change("content_trimmed", _calling(_each_text, _cut_of(None, cut)), detail=f"every role {side}")
     yield from _of_roles(conversation)
 
 
@@ -347,6 +350,11 @@ def _of_roles(conversation: Conversation) -> Iterator[Change]:
 
 def _renamed(given: Conversation, role: str, name: str) -> Conversation | None:
     return _each_message(given, lambda one: {**one, "role": name} if one.get("role") == role else one)
+
+
+def _cut_of(role: str | None, cut: Callable[[str], str]) -> Callable[[str, str], str]:
+    """Trims the messages of *role*; of every role where that is None."""
+    return lambda one, text: cut(text) if role in (None, one) else text
 
 
 def _each_text(given: Conversation, form: Callable[[str, str], str]) -> Conversation | None:

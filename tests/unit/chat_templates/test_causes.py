@@ -36,6 +36,7 @@ SILENT = THINKING.replace("m.reasoning_content %}<think>", "false %}")
 
 RENDERER = Renderer({"default": THINKING}, special_tokens={"bos_token": "<s>"})
 BY_NAME = {case.name: case for case in CASES}
+TOOLS_USED = BY_NAME["tool_round_trip"].conversation
 
 
 def said(case: Case, renderer: Renderer = RENDERER) -> str:
@@ -150,6 +151,15 @@ def test_thinking_that_is_kept_is_named() -> None:
     case = BY_NAME["reasoning_content"]
     found = compared(case, said(case), replace(RENDERER, templates={"default": silent}))
     assert found.cause == "history_think_kept"
+
+
+@pytest.mark.parametrize("roles", [{"tool"}, {"user", "assistant", "tool"}], ids=["tool", "every"])
+def test_results_of_tools_that_are_trimmed_are_named(roles: set[str]) -> None:
+    """What a tool gave back has whitespace around it too, which an engine may cut, with the others' or alone."""
+    spaced = [message | {"content": f"\n {message['content']} \n"} for message in map(dict, TOOLS_USED.messages)]
+    case = replace(BY_NAME["tool_round_trip"], conversation=replace(TOOLS_USED, messages=spaced))
+    trims = each(lambda one: one | ({"content": str(one["content"]).strip()} if one["role"] in roles else {}))
+    assert compared(case, trims(case)).cause == "content_trimmed"
 
 
 def test_another_date_is_named() -> None:
