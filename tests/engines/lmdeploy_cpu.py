@@ -25,6 +25,7 @@ Its environment, for tests:
 | `LMDEPLOY_CPU_FAIL_AFTER` | every request meets an engine error after so many tokens |
 | `LMDEPLOY_CPU_OUT_OF_MEMORY` | the start ends as it does when the KV cache finds no memory |
 | `LMDEPLOY_CPU_SEEN` | a file that gets a line for each request: the ids of its prompt, as JSON; the model is not run |
+| `LMDEPLOY_CPU_PROMPTS` | such a file, and the model is run |
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class Engine:
         **others: Any,
     ) -> AsyncIterator[Any]:
         """One output per token. Left early, because the client has gone, it stops generating."""
-        if seen := os.environ.get("LMDEPLOY_CPU_SEEN"):
+        if seen := os.environ.get("LMDEPLOY_CPU_SEEN") or os.environ.get("LMDEPLOY_CPU_PROMPTS"):
             with Path(seen).open("a", encoding="ascii") as lines:
                 lines.write(f"{json.dumps(list(input_ids))}\n")
         sequence = Sequence(input_ids, gen_config, self.engine_config.session_len, self._fail_after(input_ids))

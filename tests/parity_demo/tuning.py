@@ -7,23 +7,24 @@ the template that was trained. Whoever serves the folder with vLLM, LMDeploy or 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gateway.starter_model import default_cache_dir
-from tests.engines.environment import hf_model, run_step, say
-from tests.parity_demo.dataset import training
+from tests.engines.environment import build_once, hf_model, key_of, locked, run_step, say
+from tests.parity_demo.dataset import held_out, training
 from tests.parity_demo.environment import LLAMAFACTORY, converter
 
 TEMPLATE = "solar"
 DATASET = "mood"
+PROMPTS = "prompts.json"
 PROGRAM = Path(__file__).with_name("llamafactory_cpu.py")
 
 TRAINING: dict[str, Any] = {
@@ -53,25 +54,55 @@ TRAINING: dict[str, Any] = {
 }
 
 
-def fine_tune() -> tuple[Path, Path]:
-    """The export's folder and a GGUF file of it; made in about two minutes where they are missing.
+FINE_TUNE_BYTES = 2_000_000_000
+"""The base in float32, the adapter, the export and the GGUF file, and what is written on the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedPrompt:
+    """What LLaMA-Factory's training makes of one user message."""
+
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class FineTune:
+    """*export*: LLaMA-Factory's folder. *gguf*: of it, by llama.cpp's converter. *prompts*: by held-out sentence."""
+
+    export: Path
+    gguf: Path
+    prompts: Mapping[str, TrainedPrompt]
+
+
+def fine_tune() -> FineTune:
+    """The fine-tune; made in about two minutes where it is missing. A second process waits for the first.
 
     Raises:
         EngineEnvironmentError: a step failed; what it printed is above.
     """
-    folder = default_cache_dir(os.environ).parent / f"parity-demo-{_digest()}"
-    export, gguf = folder / "export", folder / "export.gguf"
-    if not gguf.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _train(folder)
-        _convert(export, gguf)
-    return export, gguf
+    cache = default_cache_dir(os.environ).parent
+    folder = cache / f"parity-demo-{_key()}"
+    with locked(cache / ".parity-demo.lock"):
+        build_once(folder, FINE_TUNE_BYTES, _make)
+    sentences = [example.sentence for example in held_out()]
+    written = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
+    prompts = {sentence: TrainedPrompt(*one) for sentence, one in zip(sentences, written, strict=True)}
+    return FineTune(folder / "export", folder / "export.gguf", prompts)
 
 
-def _digest() -> str:
-    said = json.dumps([TRAINING, [(one.sentence, one.answer) for one in training()]], sort_keys=True)
-    return hashlib.sha256(said.encode() + PROGRAM.read_bytes()).hexdigest()[:12]
+def _key() -> str:
+    sentences = [(one.sentence, one.answer) for one in (*training(), *held_out())]
+    said = json.dumps([TRAINING, sentences], sort_keys=True)
+    return key_of(said.encode(), LLAMAFACTORY.folder.name.encode(), hf_model().name.encode())
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir()
+    _train(folder)
+    export = folder / "export"
+    _convert(export, folder / "export.gguf")
+    _write_prompts(export, folder)
 
 
 def _train(folder: Path) -> None:
@@ -105,10 +136,17 @@ def _base32(folder: Path) -> Path:
 
 
 def _convert(export: Path, gguf: Path) -> None:
-    made = gguf.with_suffix(".part")
-    argv = [str(LLAMAFACTORY.python), str(converter()), str(export), "--outtype", "f16", "--outfile", str(made)]
+    argv = [str(LLAMAFACTORY.python), str(converter()), str(export), "--outtype", "f16", "--outfile", str(gguf)]
     run_step("llama.cpp's converter", argv, "see what it printed above")
-    made.rename(gguf)
+
+
+def _write_prompts(export: Path, folder: Path) -> None:
+    path = folder / "prompts.yaml"
+    messages = [example.sentence for example in held_out()]
+    said = {"model_name_or_path": str(export), "template": TEMPLATE, "messages": messages}
+    path.write_text(yaml.safe_dump({**said, "prompts": str(folder / PROMPTS)}, allow_unicode=True), encoding="utf-8")
+    argv = [str(LLAMAFACTORY.python), str(PROGRAM), "prompts", str(path)]
+    run_step("LLaMA-Factory: the prompts it trains with", argv, "see what it printed above")
 
 
 def imported(export: Path, into: Path, unigate: Path) -> Path:
