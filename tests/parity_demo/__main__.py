@@ -25,9 +25,9 @@ DOCUMENT = ROOT / "docs" / "parity-demo.md"
 def main(arguments: list[str]) -> int:
     """Do it all. Returns 1 where a prompt differs through Unigate."""
     parser = argparse.ArgumentParser(prog="parity_demo", description=__doc__)
-    parser.add_argument("--only", choices=ENGINES, action="append", help="this engine; may be repeated")
-    parser.add_argument("--prompts", type=int, default=HELD_OUT_SENTENCES, help="how many sentences are asked")
-    parser.add_argument("--print", action="store_true", help="print the table, and write nothing")
+    parser.add_argument("--only", choices=ENGINES, action="append", help="this engine, and write nothing; may be repeated")
+    counts = range(1, HELD_OUT_SENTENCES + 1)
+    parser.add_argument("--prompts", type=int, choices=counts, metavar="N", help="ask N sentences, and write nothing")
     given = parser.parse_args(arguments)
     try:
         build()
@@ -40,9 +40,10 @@ def main(arguments: list[str]) -> int:
         folder = Path(place)
         contract = imported(tune.export, folder, Path(UNIGATE))
         engines = given.only or list(ENGINES)
-        measured = list(measure(folder, tune, contract, held_out(given.prompts), engines))
+        measured = list(measure(folder, tune, contract, held_out(given.prompts or HELD_OUT_SENTENCES), engines))
     sys.stdout.write("\n".join(table(measured)) + "\n")
-    if not given.print:
+    # what the READMEs show is whole
+    if not (given.only or given.prompts):
         DOCUMENT.write_text(document(measured, _versions(engines), date.today().isoformat()), encoding="utf-8")
         put_between(ROOT / "README.md", table(measured))
         put_between(ROOT / "README.zh-CN.md", table(measured, "zh"))
