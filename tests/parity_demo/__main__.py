@@ -25,7 +25,7 @@ DOCUMENT = ROOT / "docs" / "parity-demo.md"
 def main(arguments: list[str]) -> int:
     """Do it all. Returns 1 where a prompt differs through Unigate."""
     parser = argparse.ArgumentParser(prog="parity_demo", description=__doc__)
-    parser.add_argument("--only", choices=ENGINES, action="append", help="this engine, and write nothing; may be repeated")
+    parser.add_argument("--only", choices=ENGINES, action="append", help="ask this engine, and write nothing")
     counts = range(1, HELD_OUT_SENTENCES + 1)
     parser.add_argument("--prompts", type=int, choices=counts, metavar="N", help="ask N sentences, and write nothing")
     given = parser.parse_args(arguments)
