@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
-from jinja2 import meta, nodes
+from jinja2 import nodes
+from jinja2.environment import Environment
+from jinja2.meta import TrackingCodeGenerator
 
 from chat_templates.rules import GIVEN, Rules
 
@@ -28,12 +31,32 @@ class TemplateNames:
 def names_in(template: str, rules: Rules) -> TemplateNames:
     """The names in *template*. Raises jinja2's TemplateSyntaxError."""
     tree = rules.environment.parse(template)
-    undeclared = meta.find_undeclared_variables(tree)
+    tracking = _Tracking(rules.environment)
+    tracking.visit(tree)
+    undeclared = tracking.undeclared_identifiers
     return TemplateNames(
         frozenset(undeclared - GIVEN - rules.environment.globals.keys() - {CLOCK}),
         _time_formats(tree) if CLOCK in undeclared else (),
         any(node.name == "random" for node in tree.find_all(nodes.Filter)),
     )
+
+
+class _Tracking(TrackingCodeGenerator):
+    """Jinja's own, which is what `jinja2.meta.find_undeclared_variables` uses, without its folding of constants.
+
+    ``{{ 9 ** 9 ** 9 }}`` is computed while it is compiled: so nothing that is foreign may be compiled where nobody can
+    stop it (jinja2 3.1.6, src/jinja2/compiler.py: the three places at which it asks for constants).
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.optimizer = None
+
+    def _output_child_to_const(self, *args: Any) -> NoReturn:
+        raise nodes.Impossible
+
+    def visit_EvalContextModifier(self, node: nodes.EvalContextModifier, frame: Any) -> None:  # noqa: N802 - Jinja's
+        frame.eval_ctx.volatile = True
 
 
 def _time_formats(tree: nodes.Template) -> tuple[str, ...] | None:
