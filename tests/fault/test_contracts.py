@@ -14,7 +14,7 @@ CHAT = "/v1/chat/completions"
 WHEN_TOLD = "{{% if messages[0].content == 'go' %}}{}{{% endif %}}" + TAME.replace("{", "{{").replace("}", "}}")
 HOSTILE = {
     "endless": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "memory": "{% set x = namespace(t='x' * 99999999) %}{% for a in range(99) %}{% set x.t = x.t ~ x.t %}{% endfor %}",
+    "memory": "{% set x = namespace(t='x') %}{% for a in range(99) %}{% set x.t = x.t ~ x.t %}{% endfor %}",
     "uninterruptible": "{{ '%1000000000d' % 7 }}{{ 9 ** 9 ** 9 }}",
 }
 ESCAPING = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
