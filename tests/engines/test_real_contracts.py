@@ -18,7 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from backends.adapter import TokenizeRequest
 from backends.address import Address
+from backends.engines import ADAPTERS
 from backends.engines.lmdeploy import LmDeploy
 from backends.gguf import further_ends
 from backends.prompting import Prompting
@@ -105,14 +107,22 @@ def engine_of(gateway: Gateway, name: str) -> httpx.Client:
 
 
 def ids_shown(gateway: Gateway, name: str, case: Case) -> list[int]:
-    """What /tokenize of the gateway, which asks the engine, makes of the conversation."""
-    body: dict[str, Any] = {"model": name, "messages": list(case.conversation.messages)}
-    if not case.conversation.add_generation_prompt:
-        body["add_generation_prompt"] = False
-    answer = gateway.ask("POST", "/tokenize", json=body)
-    assert answer.status_code == 200, answer.text
-    tokens: list[int] = answer.json()["tokens"]
-    return tokens
+    """What the engine itself makes of the conversation; the gateway would answer in its place."""
+    engine = ADAPTERS[gateway.backend(name)["engine"]]
+    conversation = case.conversation
+    plan = engine.tokenize(
+        TokenizeRequest(None, list(conversation.messages), False, conversation.add_generation_prompt)
+    )
+    with engine_of(gateway, name) as client:
+        call = next(plan)
+        while True:
+            answer = client.request(call.method, call.target, json={**(call.body or {}), "model": name})
+            assert answer.status_code == 200, answer.text
+            try:
+                call = plan.send(answer.json())
+            except StopIteration as done:
+                tokens: list[int] = done.value.tokens
+                return tokens
 
 
 def shows_its_contract(gateway: Gateway, name: str) -> None:
