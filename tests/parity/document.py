@@ -112,11 +112,13 @@ def headline(results: Results) -> str:
     alone = sum(one.alone == "other" for observed in results.observed.values() for one in observed)
     total = sum(outcomes.values())
     served = outcomes["exact"] + outcomes["by ids"]
+    refused = outcomes["refused"] + outcomes["engine refuses"]
     return (
-        f"**{table.number(total)} conversations, {table.number(served)} answered with exactly the contract's prompt,"
-        f" the rest refused in words, {outcomes['silent']} silent mismatches.** Left alone with the same templates, the"
-        f" engines give their models another prompt, or one where there is none, {table.number(alone)} times without a"
-        " word."
+        f"**{table.number(total)} conversations: {table.number(served)} answered with exactly the contract's prompt,"
+        f" {table.number(refused)} refused by the template, the rules or the engine, {table.number(outcomes['caught'])}"
+        f" not served because nothing proves the prompt, {outcomes['silent']} silent mismatches.**\n"
+        f"Left alone with the same templates, the engines give their models another prompt, or one where there is none,"
+        f" {table.number(alone)} times without a word."
     )
 
 
