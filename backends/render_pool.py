@@ -90,12 +90,18 @@ class RenderPool:
             self._idle.put_nowait(child)
 
     def from_threads(self) -> Callable[[Renderer, Conversation], Rendered]:
-        """`render` for other threads, which it keeps waiting; to be called on the loop. Raises TimeoutError too."""
+        """`render` for other threads, which it keeps waiting; to be called on the loop. Raises TimeoutError too.
+
+        A template that was stopped is one that failed, to those who know nothing of processes: TemplateBroken.
+        """
         loop = asyncio.get_running_loop()
 
         def render(renderer: Renderer, conversation: Conversation) -> Rendered:
             rendering = asyncio.run_coroutine_threadsafe(self.render(renderer, conversation), loop)
-            return rendering.result(THREAD_WAIT_S)
+            try:
+                return rendering.result(THREAD_WAIT_S)
+            except TemplateStopped as problem:
+                raise TemplateBroken(f"it was stopped: {problem}", None) from problem
 
         return render
 

@@ -319,3 +319,12 @@ def children() -> set[int]:
     pid = os.getpid()
     started = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     return {int(child) for child in started if b"backends.render_child" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+async def test_a_template_that_is_stopped_has_failed_to_other_threads() -> None:
+    """Who compares prompts in a thread is told of a stopped template as of any that fails."""
+    endless = Renderer({"default": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"})
+    async with RenderPool() as pool:
+        render = pool.from_threads()
+        with pytest.raises(TemplateBroken, match="it was stopped"):
+            await asyncio.to_thread(render, endless, Conversation([{"role": "user", "content": "x"}]))
