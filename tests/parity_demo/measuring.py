@@ -47,7 +47,10 @@ def measure(
                 served_raw(engine, tune, place) if way == RAW else served_by_unigate(engine, tune, contract, place)
             )
             with serving as served:
-                yield _asked(engine, way, served, examples, tune)
+                measured = _asked(engine, way, served, examples, tune)
+            # at once: whoever interrupts a run keeps what it has found
+            say(f"{engine}, {way}: {measured.right} of {measured.asked} right, {measured.differing} other prompts")
+            yield measured
 
 
 def _asked(engine: str, way: str, served: Served, examples: Sequence[Example], tune: FineTune) -> Measured:
