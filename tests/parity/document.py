@@ -51,7 +51,11 @@ How to read it:
   the proof finds out with its texts. Ids have no such difference; but the endpoint that takes them has no tools: those
   get 409.
 - LMDeploy shows none of its prompts, so it is always given ids.
-- vLLM refuses `tools: []`, and llama.cpp an answer of the assistant that has no content.
+- vLLM refuses `tools: []` (its own 400).
+
+What it does not show: no gateway stands between; what it would do is decided by its own modules (message rules, pinned
+template, the adapter's plans, what a proof concludes of comparisons and texts, finished prompts). Stop ids and greedy
+answers, which a proof also compares, are not in it.
 """
 
 
@@ -76,7 +80,8 @@ def markdown(results: Results, engines: Sequence[Engine], found: Published) -> s
     sections = {
         "What the engines do by themselves": (
             "The same template installed, the same messages, no gateway. *Another prompt* means that the model was"
-            " given it, and a client was answered.",
+            " given it, and a client was answered. (Of LMDeploy's, those ending with the assistant's message are cut by"
+            " the template that was installed, not by the one sent.)",
             table.alone(results, engines),
         ),
         "Why": (

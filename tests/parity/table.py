@@ -61,7 +61,7 @@ def summary(results: Results, engines: Sequence[Engine]) -> Iterator[str]:
         "by ids": "exact, by ids from the gateway",
         "refused": "refused by the template or the contract's rules (400)",
         "engine refuses": "refused by the engine (its own error)",
-        "caught": "mismatch caught, and not served (409)",
+        "caught": "caught: not proven, and not served (409)",
         "silent": "**silent mismatch**",
     }
     for outcome, label in labels.items():
