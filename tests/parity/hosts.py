@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -349,8 +350,8 @@ def running(backend: BackendSettings, command: tuple[str, ...] = ()) -> Iterator
     """A client of *backend*'s engine, started as the gateway starts it, and ended. Raises EngineEnded."""
     adapter = ADAPTERS[backend.engine]
     with tempfile.TemporaryDirectory(prefix="unigate-") as scratch:
-        socket = str(Path(scratch) / "s.sock")
-        place = Address(uds=socket) if "unix" in adapter.sockets else Address(host="127.0.0.1", port=free_port())
+        uds = str(Path(scratch) / "s.sock")
+        place = Address(uds=uds) if "unix" in adapter.sockets else Address(host="127.0.0.1", port=free_port())
         spec = adapter.launch_spec(backend, EngineSettings(command), place, Path(scratch) / "run")
         write_run_folder(Path(scratch) / "run", spec.files)
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -367,7 +368,9 @@ def running(backend: BackendSettings, command: tuple[str, ...] = ()) -> Iterator
             ) as client,
         ):
             try:
-                until(lambda: _is_up(process, client, spec.probe.health, log), START_S, f"{backend.engine} is up")
+                until(
+                    lambda: _is_up(process, place, client, spec.probe.health, log), START_S, f"{backend.engine} is up"
+                )
                 yield client
             finally:
                 process.terminate()
@@ -377,9 +380,13 @@ def running(backend: BackendSettings, command: tuple[str, ...] = ()) -> Iterator
                     process.kill()
 
 
-def _is_up(process: subprocess.Popen[bytes], client: httpx.Client, health: Call, log: Path) -> bool:
+def _is_up(process: subprocess.Popen[bytes], place: Address, client: httpx.Client, health: Call, log: Path) -> bool:
     if process.poll() is not None:
         raise EngineEnded(log.read_text(errors="replace")[-2000:])
+    # httpcore leaves a socket open that could not be connected
+    with socket.socket(socket.AF_UNIX if place.uds else socket.AF_INET) as probe:
+        if probe.connect_ex(place.uds or (place.host, place.port)):
+            return False
     try:
         return client.request(health.method, health.target).is_success
     except httpx.TransportError:
