@@ -22,7 +22,7 @@ from tests.parity.weights import cut_folder
 
 TEMPLATES = published_templates(6)
 SERVED = 150
-"""Of the 252 conversations; the rest is refused by templates and rules, or has tools, with which llama.cpp takes none."""
+"""Of the 252 conversations; the rest is refused by templates and rules, or has tools on llama.cpp."""
 
 
 @pytest.mark.timeout(400)
