@@ -72,6 +72,9 @@ def document(measured: Sequence[Measured], versions: Sequence[str], day: str) ->
         "",
         *(f"- {NAMES[one.engine]}: {WITNESSES[one.engine].told}" for one in measured if one.way == RAW),
         "",
+        "The number of training steps was chosen so that these sentences are answered right under the trained template,"
+        " so the table says nothing of how well such a model generalises; it says what another template takes away.",
+        "",
         "LMDeploy is its own server with its CUDA engines replaced by one for the CPU. Ollama has no package on an"
         " index, and was not run. A fine-tune that was trained for longer answers right under a wrong template more"
         " often, and differs in less visible ways.",
