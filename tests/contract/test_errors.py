@@ -246,7 +246,7 @@ def test_the_list_answers_while_a_model_starts(narrow: Gateway) -> None:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda client: client.responses.create(model="chat", input="hi"),
+        lambda client: client.batches.list(),
         lambda client: client.files.list(),
         lambda client: client.images.generate(model="chat", prompt="hi"),
     ],
