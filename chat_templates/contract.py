@@ -112,12 +112,17 @@ class Contract:
     stop: Stop = Stop()
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     clock: datetime | Literal["live"] | None = None
+    hash: str = field(init=False, repr=False, compare=False)
+    """64 hexadecimal digits over everything that fixes the prompt and its end."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pinned", plain(self.pinned, "variables.pinned"))
         object.__setattr__(self, "free", tuple(sorted(set(self.free))))
         numbers = {name: SAMPLING[name](value) for name, value in self.sampling.items()}
         object.__setattr__(self, "sampling", numbers)
+        # once: it stands in every answer
+        digest = hashlib.sha256(canonical_json(self._fixed()).encode("ascii")).hexdigest()
+        object.__setattr__(self, "hash", digest)
 
     @property
     def template_sha256(self) -> dict[str, str]:
@@ -128,11 +133,6 @@ class Contract:
     def is_time_dependent(self) -> bool:
         """True if the same conversation gives another prompt on another day."""
         return self.clock == LIVE
-
-    @property
-    def hash(self) -> str:
-        """64 hexadecimal digits over everything that fixes the prompt and its end."""
-        return hashlib.sha256(canonical_json(self._fixed()).encode("ascii")).hexdigest()
 
     def renderer(self) -> Renderer:
         """What renders this contract's prompts."""
