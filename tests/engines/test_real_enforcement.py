@@ -109,7 +109,8 @@ def test_vllm_uses_the_ids_it_is_given(tmp_path: Path, name: str) -> None:
         for case in CASES_OF_REQUESTS:
             ids = wanted(name, case)
             status, answer = asked(gateway, name, case, return_token_ids=True)
-            if ids is None:
+            # as OpenAI, vLLM refuses an empty list of tools by itself
+            if ids is None or case.conversation.tools == []:
                 assert status == 400, case.name
                 continue
             assert status == 200, (case.name, answer)
@@ -134,5 +135,6 @@ def test_llamacpp_uses_the_ids_it_is_given(tmp_path: Path, name: str) -> None:
 def test_lmdeploy_uses_the_ids_it_is_given(tmp_path: Path) -> None:
     """LMDeploy counts the contract's ids for every case, tools included."""
     engines = {"lmdeploy": {"command": lmdeploy_command()}}
-    with strict(tmp_path, "lmdeploy", hf_model(), "foreign", engines, env={"HF_HUB_OFFLINE": "1"}) as gateway:
+    settings = {"env": {"HF_HUB_OFFLINE": "1"}, "options": {"tool_call_parser": "llama3"}}
+    with strict(tmp_path, "lmdeploy", hf_model(), "foreign", engines, **settings) as gateway:
         assert takes_as_many_tokens(gateway, "foreign", without_tools=False) > 20
