@@ -9,7 +9,7 @@ from backends.adapter import Body, Call
 from backends.prompting import CallRefused, StopPlan
 from backends.settings import BackendSettings
 from chat_templates.conversation import Conversation
-from chat_templates.messages import as_requested
+from chat_templates.messages import request_fields
 
 CHAT = "/v1/chat/completions"
 FORCING_BIAS = 100
@@ -19,14 +19,7 @@ FORCED_TOKENS = 3
 
 def body_of(backend: BackendSettings, conversation: Conversation) -> Body:
     """*conversation* as a chat request has it: the arguments of its tool calls are JSON texts."""
-    body: Body = {"model": backend.model_name, "messages": as_requested(conversation.messages)}
-    if conversation.tools is not None:
-        body["tools"] = list(conversation.tools)
-    if conversation.continue_final_message:
-        body |= {"add_generation_prompt": False, "continue_final_message": True}
-    elif not conversation.add_generation_prompt:
-        body["add_generation_prompt"] = False
-    return body
+    return {"model": backend.model_name, **request_fields(conversation)}
 
 
 def forced_stops(backend: BackendSettings, *, in_chats: bool = False) -> StopPlan:

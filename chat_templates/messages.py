@@ -28,7 +28,8 @@ def ruled(rules: MessageRules, conversation: Conversation, control_tokens: Colle
     """*conversation* as *rules* have it. control_tokens: the texts that the model's tokenizer takes for special tokens.
 
     Arguments of tool calls become mappings, as every engine makes them; a key whose value is null is left out, as
-    transformers does. Raises ConversationInvalid, whose message names the message and the rule at fault.
+    transformers does; an empty list of tools is no tools, which some engines refuse, some pass over and some write
+    into the prompt. Raises ConversationInvalid, whose message names the message and the rule at fault.
     """
     messages = [_ruled(rules, message, f"messages[{index}]") for index, message in enumerate(conversation.messages)]
     if not messages:
@@ -38,7 +39,7 @@ def ruled(rules: MessageRules, conversation: Conversation, control_tokens: Colle
     made = replace(
         _ended(rules, conversation, messages[-1]["role"]),
         messages=messages,
-        tools=_mappings(conversation.tools, "tools"),
+        tools=_mappings(conversation.tools, "tools") or None,
         documents=_mappings(conversation.documents, "documents"),
     )
     return made if rules.control_tokens_in_text == "allow" else _without_control_tokens(rules, made, control_tokens)
@@ -47,6 +48,18 @@ def ruled(rules: MessageRules, conversation: Conversation, control_tokens: Colle
 def as_requested(messages: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
     """Ruled *messages* as a chat request has them: arguments of tool calls are JSON text in OpenAI's API."""
     return [_requested(message) for message in messages]
+
+
+def request_fields(conversation: Conversation) -> dict[str, Json]:
+    """The fields of a chat request that say a ruled *conversation*: its messages, its tools, and how it ends."""
+    fields: dict[str, Json] = {"messages": as_requested(conversation.messages)}
+    if conversation.tools is not None:
+        fields["tools"] = list(conversation.tools)
+    if conversation.continue_final_message:
+        fields |= {"add_generation_prompt": False, "continue_final_message": True}
+    elif not conversation.add_generation_prompt:
+        fields["add_generation_prompt"] = False
+    return fields
 
 
 def _requested(message: Mapping[str, Json]) -> dict[str, Json]:

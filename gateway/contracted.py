@@ -16,7 +16,7 @@ from chat_templates.battery import Feature
 from chat_templates.contract import Contract
 from chat_templates.conversation import Conversation, ConversationInvalid, Json
 from chat_templates.features import features_of
-from chat_templates.messages import as_requested, ruled
+from chat_templates.messages import request_fields, ruled
 from chat_templates.parity import Mode, Parity
 from gateway.errors import BadRequest
 
@@ -90,8 +90,8 @@ def contracted_chat(
     asked = {name: value for name, value in body.items() if value is not None}
     _refuse_what_changes_prompts(asked, contract)
     variables = _variables(asked, contract)
-    if asked.get("tool_choice") == "none":
-        # Some engines show the tools all the same, others do not: not to be called, they are not to be seen.
+    if asked.get("tool_choice") == "none" or asked.get("tools") == []:
+        # Some engines show tools that are not to be called, others do not; some refuse an empty list of them.
         for name in ("tools", "tool_choice", "parallel_tool_calls"):
             asked.pop(name, None)
     continues = _flag(asked, "continue_final_message", otherwise=False)
@@ -111,13 +111,7 @@ def contracted_chat(
         raise BadRequest(str(problem), param="messages", code="invalid_messages") from problem
     for name in (*_HANDLED, *_VARIABLES, *_WITHOUT_EFFECT, "messages", "tools"):
         asked.pop(name, None)
-    asked["messages"] = as_requested(conversation.messages)
-    if conversation.tools is not None:
-        asked["tools"] = list(conversation.tools)
-    if conversation.continue_final_message:
-        asked |= {"add_generation_prompt": False, "continue_final_message": True}
-    elif not conversation.add_generation_prompt:
-        asked["add_generation_prompt"] = False
+    asked |= request_fields(conversation)
     if variables:
         asked[KWARGS] = dict(variables)
     return ContractedChat(asked, conversation, variables)

@@ -14,6 +14,7 @@ from chat_templates import contract as forms
 from chat_templates.battery import BATTERY, SPECIAL, Case
 from chat_templates.contract import MessageRules
 from chat_templates.conversation import Conversation, ConversationInvalid, Json
+from chat_templates.features import features_of
 from chat_templates.messages import BREAK, as_requested, ruled
 from chat_templates.trimming import TRIMS, TrimRules
 
@@ -262,3 +263,10 @@ def test_a_special_token_in_a_tools_description_is_refused_with_its_place() -> N
         ruled(rules, Conversation([USER], tools), TOKENS)
     assert str(caught.value).startswith("tools[0].function.description: holds the special token '<s>'")
     assert ruled(rules, Conversation([USER]), TOKENS).messages == [USER]
+
+
+def test_an_empty_list_of_tools_is_no_tools() -> None:
+    """What asks for no tool needs none of an engine, and reads as if nothing had been said."""
+    said = ruled(MessageRules(), Conversation([{"role": "user", "content": "x"}], tools=[]))
+    assert said.tools is None
+    assert features_of(said) == {"text"}
