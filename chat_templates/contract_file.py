@@ -32,6 +32,7 @@ from chat_templates.conversation import Json
 from chat_templates.model_folder import TOKENIZER_FILE
 from chat_templates.parsing import TEMPLATE_LIMIT_BYTES
 from chat_templates.rules import GIVEN, RULES
+from chat_templates.text_files import TextUnreadable, read_utf8
 from chat_templates.trimming import Trim, TrimRules
 
 SUFFIX = ".contract.yaml"
@@ -143,16 +144,9 @@ def tokenizer_folder(path: Path) -> Path | None:
 def _read(path: Path, named_in: Path) -> str:
     where = f"{path}" if path == named_in else f"{named_in}: template: {path.name}"
     try:
-        with path.open("rb") as opened:
-            content = opened.read(TEMPLATE_LIMIT_BYTES + 1)
-    except OSError as problem:
-        raise ContractInvalid(f"{where}: {problem.strerror}") from problem
-    if len(content) > TEMPLATE_LIMIT_BYTES:
-        raise ContractInvalid(f"{where}: is longer than {TEMPLATE_LIMIT_BYTES} bytes")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        raise ContractInvalid(f"{where}: is not UTF-8 text (byte {problem.start})") from problem
+        return read_utf8(path, TEMPLATE_LIMIT_BYTES)
+    except TextUnreadable as problem:
+        raise ContractInvalid(f"{where}: {problem}") from problem
 
 
 class _Loader(yaml.SafeLoader):

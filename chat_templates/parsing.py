@@ -14,6 +14,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from chat_templates.text_files import TextUnreadable, read_utf8
+
 TEMPLATE_LIMIT_BYTES = 1024 * 1024
 
 
@@ -47,15 +49,9 @@ def environment() -> ImmutableSandboxedEnvironment:
 def read_template(path: Path) -> str:
     """The template in *path*, UTF-8, known to parse. Raises TemplateUnreadable."""
     try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise TemplateUnreadable(f"{path}: {problem.strerror}") from problem
-    if len(content) > TEMPLATE_LIMIT_BYTES:
-        raise TemplateUnreadable(f"{path}: is longer than {TEMPLATE_LIMIT_BYTES} bytes, so it is no chat template")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        raise TemplateUnreadable(f"{path}: is not UTF-8 text (byte {problem.start})") from problem
+        text = read_utf8(path, TEMPLATE_LIMIT_BYTES, ", so it is no chat template")
+    except TextUnreadable as problem:
+        raise TemplateUnreadable(f"{path}: {problem}") from problem
     try:
         environment().parse(text)
     except TemplateSyntaxError as problem:

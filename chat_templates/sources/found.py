@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chat_templates.battery import FEATURES, Feature
 from chat_templates.conversation import Json
+from chat_templates.text_files import TextUnreadable, read_utf8
 
 LIMIT_BYTES = 1024 * 1024
 """More than anybody writes; what is longer is something else under the name."""
@@ -20,15 +21,9 @@ class SourceUnreadable(Exception):
 def read_text(path: Path, kind: str) -> str:
     """The UTF-8 text in *path*, which has to be *kind* ("a Modelfile"). Raises SourceUnreadable."""
     try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise SourceUnreadable(f"{path}: {problem.strerror}") from problem
-    if len(content) > LIMIT_BYTES:
-        raise SourceUnreadable(f"{path}: is longer than {LIMIT_BYTES} bytes, so it is not {kind}")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        raise SourceUnreadable(f"{path}: is not UTF-8 text (byte {problem.start}), so it is not {kind}") from problem
+        return read_utf8(path, LIMIT_BYTES, f", so it is not {kind}")
+    except TextUnreadable as problem:
+        raise SourceUnreadable(f"{path}: {problem}") from problem
 
 
 @dataclass(frozen=True, slots=True)
