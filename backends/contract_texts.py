@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from backends.adapter import Objection
+from backends.argv import owned_objections
 from backends.prompting import Prompting
+from backends.settings import BackendSettings
 from chat_templates.contract import SAMPLING, Contract
 from chat_templates.forms.gguf_file import vocabulary
 from chat_templates.forms.ignored import is_gguf
@@ -22,6 +26,15 @@ GENERATION_CONFIG = "generation_config.json"
 LIMITS = frozenset({"max_length", "max_new_tokens"})
 """Of a ``generation_config.json``: no part of a contract, and vLLM takes them for the most that a request may ask for
 (vllm/entrypoints/openai/chat_completion/serving.py, 0.32.0)."""
+
+
+def contract_objections(backend: BackendSettings, owned: Mapping[str, str]) -> Iterator[Objection]:
+    """Flags of *owned*, and options, that would say what the contract says. *owned*: flag -> what to do."""
+    if backend.contract is None:
+        return
+    yield from owned_objections(backend.args, owned)
+    if "generation_config" in backend.options:
+        yield Objection(("options", "generation_config"), "is said by the contract", "remove it")
 
 
 def relies_on_the_engine(prompting: Prompting) -> bool:

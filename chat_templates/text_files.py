@@ -10,7 +10,10 @@ class TextUnreadable(Exception):
 
 
 def read_utf8(path: Path, limit_bytes: int, so: str = "") -> str:
-    """The text in *path*, no line end translated. *so*: what follows from content that is none. Raises TextUnreadable."""
+    """The text in *path*, no line end translated. *so*: what follows from content that is none.
+
+    Raises TextUnreadable.
+    """
     try:
         with path.open("rb") as opened:
             content = opened.read(limit_bytes + 1)

@@ -33,12 +33,13 @@ from backends.adapter import (
 )
 from backends.address import Address
 from backends.argv import canonical, flags, number_said, option_flags, owned_objections, says
+from backends.contract_texts import contract_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines import lmdeploy_given
 from backends.engines.lmdeploy_contract import (
+    CONTRACT_OWNED,
     MODEL_FOLDER,
     contract_files,
-    contract_objections,
     contract_problem,
 )
 from backends.engines.lmdeploy_dialect import DIALECT
@@ -264,7 +265,7 @@ class LmDeploy:
         return [
             *owned_objections(backend.args, OWNED),
             *_adapter_objections(backend),
-            *contract_objections(backend),
+            *contract_objections(backend, CONTRACT_OWNED),
             *_no_embeddings(backend),
             *folder_source_objections(backend.source, takes_gguf=False),
         ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from backends.adapter import LinkedFolder, Objection, RunFile
-from backends.argv import owned_objections
+from backends.adapter import LinkedFolder, RunFile
 from backends.contract_texts import (
     GENERATION_CONFIG,
     TEMPLATE_FILE,
@@ -16,7 +15,6 @@ from backends.contract_texts import (
     template_texts,
 )
 from backends.prompting import Prompting
-from backends.settings import BackendSettings
 from chat_templates.forms.lmdeploy_overlay import OTHER_TEMPLATES
 from chat_templates.model_folder import DEFAULT, TEMPLATE_FOLDER, ModelFolderUnreadable, read_config
 from chat_templates.tokenizing import Tokenizer
@@ -24,7 +22,7 @@ from chat_templates.vocabulary import long_stops
 
 MODEL_FOLDER = "model"
 
-OWNED = {"generation-config": "remove it: the contract says it"}
+CONTRACT_OWNED = {"generation-config": "remove it: the contract says it"}
 
 
 def contract_files(prompting: Prompting, weights: Path) -> Mapping[str, RunFile]:
@@ -42,15 +40,6 @@ def contract_files(prompting: Prompting, weights: Path) -> Mapping[str, RunFile]
         **others,
         f"{MODEL_FOLDER}/{GENERATION_CONFIG}": generation_config(prompting.contract, weights),
     }
-
-
-def contract_objections(backend: BackendSettings) -> Iterator[Objection]:
-    """Flags and options that would say what the contract says."""
-    if backend.contract is None:
-        return
-    yield from owned_objections(backend.args, OWNED)
-    if "generation_config" in backend.options:
-        yield Objection(("options", "generation_config"), "is said by the contract", "remove it")
 
 
 def contract_problem(prompting: Prompting, weights: Path | None) -> str | None:

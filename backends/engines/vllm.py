@@ -29,9 +29,10 @@ from backends.adapter import (
 )
 from backends.address import Address
 from backends.argv import flags, number_said, option_flags, owned_objections, says
+from backends.contract_texts import contract_objections
 from backends.diagnosis import Diagnosis, ExitStatus, diagnose, pattern
 from backends.engines import vllm_given
-from backends.engines.vllm_contract import contract_files, contract_flags, contract_objections, contract_problem
+from backends.engines.vllm_contract import CONTRACT_OWNED, contract_files, contract_flags, contract_problem
 from backends.engines.vllm_dialect import DIALECT
 from backends.engines.vllm_options import OPTIONS
 from backends.engines.vllm_seen import WITNESS, see, see_version
@@ -324,7 +325,7 @@ class Vllm:
         return (
             *owned_objections(backend.args, OWNED),
             *_open_door(backend.env),
-            *contract_objections(backend),
+            *contract_objections(backend, CONTRACT_OWNED),
             *folder_source_objections(backend.source, takes_gguf=True),
         )
 

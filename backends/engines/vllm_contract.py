@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from backends.adapter import Objection
-from backends.argv import owned_objections
 from backends.contract_texts import (
     GENERATION_CONFIG,
     TEMPLATE_FILE,
@@ -16,14 +14,13 @@ from backends.contract_texts import (
     template_text,
 )
 from backends.prompting import Prompting
-from backends.settings import BackendSettings
 from chat_templates.forms.ignored import ignored_by_vllm_hf
 from chat_templates.model_folder import ModelFolderUnreadable
 
 GENERATION_FOLDER = "generation"
 
 _REMEDY = "remove it: the contract says it"
-OWNED = dict.fromkeys(
+CONTRACT_OWNED = dict.fromkeys(
     (
         "tokenizer-mode", "chat-template-content-format", "default-chat-template-kwargs", "generation-config",
         "override-generation-config",
@@ -56,15 +53,6 @@ def contract_files(prompting: Prompting, weights: Path | None) -> Mapping[str, s
         TEMPLATE_FILE: template_text(prompting.contract),
         f"{GENERATION_FOLDER}/{GENERATION_CONFIG}": generation_config(prompting.contract, weights),
     }
-
-
-def contract_objections(backend: BackendSettings) -> Iterator[Objection]:
-    """Flags and options that would say what the contract says."""
-    if backend.contract is None:
-        return
-    yield from owned_objections(backend.args, OWNED)
-    if "generation_config" in backend.options:
-        yield Objection(("options", "generation_config"), "is said by the contract", "remove it")
 
 
 def contract_problem(prompting: Prompting, weights: Path | None) -> str | None:

@@ -30,7 +30,8 @@ def package_file(package: str, inner: str, folder: Path | None) -> Path:
         if (Path(place) / inner).is_file():
             return Path(place) / inner
     raise SourceUnreadable(
-        f"{package} is not installed beside Unigate; name its folder after the template, as in NAME@/path/to/{package}"
+        f"{package} is not installed beside Unigate; say where it is with --package: its folder, or an environment that"
+        " has it"
     )
 
 

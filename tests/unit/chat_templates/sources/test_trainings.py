@@ -111,8 +111,8 @@ def test_training_templates_that_cannot_be_read_say_why(tmp_path: Path, name: st
 
 
 def test_a_package_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """Neither an installed package nor one in the folder: the message says how to name it."""
-    with pytest.raises(SourceUnreadable, match="is not installed beside Unigate; name its folder"):
+    """Neither an installed package nor one in the folder: the message says which option names it."""
+    with pytest.raises(SourceUnreadable, match="is not installed beside Unigate; say where it is with --package"):
         read_llamafactory(Training("x"))
     with pytest.raises(SourceUnreadable, match=r"has no xtuner/utils/templates\.py"):
         read_xtuner("x", tmp_path)
