@@ -21,7 +21,7 @@ from backends.dialect import Dialect
 from backends.environments import Environment
 from backends.memory_estimate import MemoryNeed, WeightFacts
 from backends.options import Options
-from backends.prompting import SeePlan, StopPlan, VersionPlan, Witness
+from backends.prompting import SeePlan, StopPlan, TemplatePlan, VersionPlan, Witness
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
 from chat_templates.conversation import Conversation
@@ -335,6 +335,9 @@ class Adapter(Protocol):
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
         """The calls that show at which ids the engine ends an answer by itself; None where nothing shows them."""
+
+    def see_template(self) -> TemplatePlan | None:
+        """The calls that show the template which the engine that runs has; None where nothing shows it."""
 
     def see_version(self) -> VersionPlan | None:
         """The calls that show the version of the engine that runs; None where nothing shows it."""

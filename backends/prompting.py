@@ -54,6 +54,9 @@ SeePlan = Generator[Any, Any, Seen]
 StopPlan = Generator[Any, Any, frozenset[int]]
 """The ids at which the engine ends an answer by itself."""
 
+TemplatePlan = Generator[Any, Any, str]
+"""The template that a running engine says it has."""
+
 VersionPlan = Generator[Any, Any, str]
 """The version that a running engine says it has."""
 

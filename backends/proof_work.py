@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from backends.adapter import Adapter, TokenizeRequest, Unsupported
 from backends.asking import Ask, outcome_of, together
+from backends.contract_texts import template_text
 from backends.handing import Handing, Sample
 from backends.prompting import CallRefused, Prompting
 from backends.render_pool import RenderPool
@@ -28,6 +29,8 @@ from chat_templates.rendering import TemplateBroken, TemplateRefused
 from chat_templates.tokenizer_strings import tokenizer_strings
 from chat_templates.tokenizing import Tokenizer
 
+CONTRACTS_OWN, ANOTHER = "the contract's", "another"
+"""What an engine may be seen to have for a template."""
 SAMPLES = frozenset({"user", "system_multi_turn", "unicode"})
 """The cases whose prompts it is given finished."""
 
@@ -59,6 +62,7 @@ class ProofWork:
 
     async def proof(self, version: str | None) -> Proof:
         """All of it, in an order in which each step may build on the one before."""
+        shown = await self._shown()
         strings = await self._strings()
         comparisons = await self._battery()
         stops = await self._stops()
@@ -69,9 +73,29 @@ class ProofWork:
             "contract_name": self._contract.name,
             "engine_version": version,
             "mode": self._prompting.mode,
+            "template_shown": shown,
             "notes": self._notes,
         }
         return concluded(parity, comparisons, strings, stops, handed, about)
+
+    # the template
+
+    async def _shown(self) -> str | None:
+        """Whether the engine says that it has the template it was given; None where it says nothing of it.
+
+        What counts is what it makes of it, and that is compared: an engine may mend a template as it loads it.
+        """
+        plan = self._adapter.see_template()
+        if plan is None:
+            return None
+        try:
+            text = await outcome_of(plan, self._ask)
+        except CallRefused:
+            return None
+        if text == template_text(self._contract):
+            return CONTRACTS_OWN
+        self._notes.append("the engine says that it has another template than the one it was given")
+        return ANOTHER
 
     # the tokenizer
 

@@ -46,6 +46,8 @@ def _lines(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if proof.get("proven_at"):
         kept = ", and kept since" if proof["is_from_cache"] else ""
         yield f"  proven at {proof['proven_at']} in {proof['took_s']} s{kept}", "dim"
+    if proof.get("template_shown"):
+        yield f"  the template that the engine says it has: {proof['template_shown']}", ""
     yield from _modes(proof)
     yield from _cases(proof["cases"])
     yield from _others(proof)

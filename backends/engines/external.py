@@ -29,7 +29,7 @@ from backends.dialect import Dialect, Finish
 from backends.environments import Environment
 from backends.memory_estimate import NO_NEED, MemoryNeed, WeightFacts
 from backends.options import Options
-from backends.prompting import USAGE, SeePlan, StopPlan, VersionPlan
+from backends.prompting import USAGE, SeePlan, StopPlan, TemplatePlan, VersionPlan
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
 from backends.translation import Translated
@@ -180,6 +180,10 @@ class External:
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
         """None: nothing is known of it."""
+        return None
+
+    def see_template(self) -> TemplatePlan | None:
+        """None: whose engine it is, nobody knows."""
         return None
 
     def see_version(self) -> VersionPlan | None:

@@ -40,12 +40,12 @@ from backends.engines.llamacpp_contract import (
 )
 from backends.engines.llamacpp_dialect import DIALECT
 from backends.engines.llamacpp_options import OPTIONS
-from backends.engines.llamacpp_seen import see, see_version
+from backends.engines.llamacpp_seen import see, see_template, see_version
 from backends.environments import Environment
 from backends.lora import gguf_adapter_problem
 from backends.memory_estimate import MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
-from backends.prompting import USAGE, SeePlan, StopPlan, VersionPlan
+from backends.prompting import USAGE, SeePlan, StopPlan, TemplatePlan, VersionPlan
 from backends.seen import forced_stops
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import SourceKind
@@ -355,6 +355,10 @@ class LlamaCpp:
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
         """Each stop id of the contract, forced."""
         return forced_stops(backend)
+
+    def see_template(self) -> TemplatePlan | None:
+        """By /props."""
+        return see_template()
 
     def see_version(self) -> VersionPlan | None:
         """The build of the server."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.adapter import Call
-from backends.prompting import CallRefused, SeePlan, VersionPlan
+from backends.prompting import CallRefused, SeePlan, TemplatePlan, VersionPlan
 from backends.seen import body_of
 from backends.settings import BackendSettings
 from chat_templates.conversation import Conversation
@@ -17,6 +17,12 @@ def see(backend: BackendSettings, conversation: Conversation) -> SeePlan:
     text = {"content": rendered["prompt"], "add_special": True, "parse_special": True}
     answer = yield Call("POST", "/tokenize", text)
     return Seen(ids=tuple(answer["tokens"]))
+
+
+def see_template() -> TemplatePlan:
+    """``chat_template`` of ``GET /props``."""
+    answer = yield Call("GET", "/props")
+    return str(answer["chat_template"])
 
 
 def see_version() -> VersionPlan:

@@ -48,7 +48,7 @@ from backends.environments import Environment
 from backends.lora import peft_problem
 from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
-from backends.prompting import USAGE, SeePlan, StopPlan, VersionPlan
+from backends.prompting import USAGE, SeePlan, StopPlan, TemplatePlan, VersionPlan
 from backends.seen import forced_stops
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
@@ -383,6 +383,10 @@ class LmDeploy:
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
         """Each stop id of the contract, forced; TurboMind alone honours that, and only in chats."""
         return forced_stops(backend, in_chats=True)
+
+    def see_template(self) -> TemplatePlan | None:
+        """None: no route shows it (serve/openai/endpoints)."""
+        return None
 
     def see_version(self) -> VersionPlan | None:
         """None: the server does not say it."""

@@ -42,7 +42,7 @@ from backends.engines.ollama_parameters import BadParameter, read_parameter
 from backends.engines.ollama_seen import see, see_version
 from backends.environments import Environment
 from backends.memory_estimate import NO_NEED, MemoryNeed, WeightFacts, reckoned
-from backends.prompting import USAGE, SeePlan, StopPlan, VersionPlan
+from backends.prompting import USAGE, SeePlan, StopPlan, TemplatePlan, VersionPlan
 from backends.residence import PHASE_MARK, Residence
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.sources import OllamaName, SourceKind
@@ -237,6 +237,10 @@ class Ollama:
 
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
         """None: it takes no ids, and shows none."""
+        return None
+
+    def see_template(self) -> TemplatePlan | None:
+        """None: what /api/show says of it is seen when the model arrives."""
         return None
 
     def see_version(self) -> VersionPlan | None:

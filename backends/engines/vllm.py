@@ -40,7 +40,7 @@ from backends.environments import Environment
 from backends.lora import highest_rank, peft_problem
 from backends.memory_estimate import GIB, MemoryNeed, WeightFacts, reckoned
 from backends.openai_probe import openai_probe
-from backends.prompting import SeePlan, StopPlan, VersionPlan
+from backends.prompting import SeePlan, StopPlan, TemplatePlan, VersionPlan
 from backends.seen import forced_stops
 from backends.settings import BackendSettings, EngineSettings, SocketKind, Timing
 from backends.shared_patterns import PYTORCH
@@ -454,6 +454,10 @@ class Vllm:
     def see_stops(self, backend: BackendSettings) -> StopPlan | None:
         """Each stop id of the contract, forced."""
         return forced_stops(backend)
+
+    def see_template(self) -> TemplatePlan | None:
+        """None: it shows it only with --enable-tokenizer-info-endpoint, which shows more than prompts."""
+        return None
 
     def see_version(self) -> VersionPlan | None:
         """As the server says it."""

@@ -61,6 +61,7 @@ def test_llamacpp_is_given_ids_where_its_tokenizer_is_another(tmp_path: Path) ->
     """llama.cpp makes the contract's prompt of every conversation of the battery, and yet tokenises some texts of
     SmolLM2 (digits beside white space) otherwise than its tokenizer.json: it is proven with finished ids alone."""
     with proven(tmp_path, "llamacpp", gguf_model(), "own") as (gateway, proof):
+        assert proof["template_shown"] == "the contract's"
         assert gateway.backend("own")["state"] == "ready"
         assert set(map(tuple, proof["modes"].values())) == {("tokens",)}
         assert proof["unproven"] == ["tools"]

@@ -98,6 +98,12 @@ def test_versions(engine: str, answer: Any, version: str) -> None:
     assert driven(ADAPTERS[engine].see_version(), answer)[1] == version
 
 
+def test_the_template_that_an_engine_says_it_has() -> None:
+    """llama.cpp shows the template it was started with; the others show none."""
+    assert driven(ADAPTERS["llamacpp"].see_template(), {"chat_template": "{{ x }}"})[1] == "{{ x }}"
+    assert all(adapter.see_template() is None for name, adapter in ADAPTERS.items() if name != "llamacpp")
+
+
 def test_a_build_without_a_number_is_no_version() -> None:
     """The wheel's llama.cpp says b0-unknown whatever it is: no proof may be kept under that."""
     plan = ADAPTERS["llamacpp"].see_version()
