@@ -191,7 +191,7 @@ class External:
         return None
 
     def given(self, backend: BackendSettings, endpoint: str, body: Body, prompt: Prompt) -> Given | None:
-        """None yet."""
+        """None: what such a server takes beside messages, nobody knows."""
         return None
 
 

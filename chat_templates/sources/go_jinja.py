@@ -93,11 +93,6 @@ def reads_thinking(nodes: Sequence[Node]) -> bool:
     return any(name in ("Think", "IsThinkSet") for node in nodes for name in _names_in(node))
 
 
-def reads_messages(nodes: Sequence[Node]) -> bool:
-    """True for a template that goes through the messages itself."""
-    return any(name == "Messages" for node in nodes for name in _names_in(node))
-
-
 RESPONSE: Node = Output(Field(".", ("Response",), 0), 0)
 """What Ollama adds at the end of a template that says nowhere where messages or answers go."""
 
