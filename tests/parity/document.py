@@ -51,7 +51,7 @@ How to read it:
   the proof finds out with its texts. Ids have no such difference; but the endpoint that takes them has no tools: those
   get 409.
 - LMDeploy shows none of its prompts, so it is always given ids.
-- vLLM refuses `tools: []` (its own 400).
+- vLLM itself answers `tools: []` with 400; the gateway leaves an empty list out, for every engine alike.
 
 What it does not show: no gateway stands between; what it would do is decided by its own modules (message rules, pinned
 template, the adapter's plans, what a proof concludes of comparisons and texts, finished prompts). Stop ids and greedy
